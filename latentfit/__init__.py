@@ -1,0 +1,16 @@
+"""Give any frozen encoder a sampler: learn the distribution of its latents, draw from it, score it."""
+
+from latentfit._version import __version__
+from latentfit.fit import fit_latent_sampler
+from latentfit.registry import PluginInfo, list_benchmarks, list_samplers
+from latentfit.sampler import LatentSampler, load_sampler
+
+__all__ = [
+    "LatentSampler",
+    "PluginInfo",
+    "__version__",
+    "fit_latent_sampler",
+    "list_benchmarks",
+    "list_samplers",
+    "load_sampler",
+]

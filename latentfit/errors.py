@@ -1,0 +1,105 @@
+"""The exceptions that latentfit raises on purpose; each message says what was expected, what came and the remedy.
+
+::
+
+    LatentfitError
+    ├── DataError (ValueError)               a dataset, latents or an array that can't be used
+    │   ├── NonFiniteError                   NaN or infinity where numbers were expected
+    │   └── DatasetUnavailableError          a benchmark's data is not here and can't be fetched
+    ├── EncoderOutputError (TypeError)       an encoder returned something that holds no single tensor
+    ├── OptionError (ValueError)             an unknown option, or a value out of its range
+    ├── NotFittedError (RuntimeError)        used before it was fitted
+    ├── DensityUnavailable (RuntimeError)    log_prob of a method that has no density
+    ├── DecoderUnavailable (RuntimeError)    decode or generate without a decoder
+    ├── DivergenceError (RuntimeError)       training left the finite numbers
+    ├── FileFormatError (ValueError)         a file that is not what its reader expects
+    ├── UnknownPluginError (LookupError)     no plugin of that name is installed
+    ├── DuplicatePluginError (RuntimeError)  two distributions registered one name
+    └── PluginLoadError (ImportError)        an installed plugin can't be imported or has the wrong type
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from latentfit.sampler import LatentSampler
+
+__all__ = [
+    "DataError",
+    "DatasetUnavailableError",
+    "DecoderUnavailable",
+    "DensityUnavailable",
+    "DivergenceError",
+    "DuplicatePluginError",
+    "EncoderOutputError",
+    "FileFormatError",
+    "LatentfitError",
+    "NonFiniteError",
+    "NotFittedError",
+    "OptionError",
+    "PluginLoadError",
+    "UnknownPluginError",
+]
+
+
+class LatentfitError(Exception):
+    """Base class of every exception that latentfit raises on purpose."""
+
+
+class DataError(LatentfitError, ValueError):
+    """A dataset, latents or an array can't be used as they are."""
+
+
+class NonFiniteError(DataError):
+    """Data holds NaN or infinity."""
+
+
+class DatasetUnavailableError(DataError):
+    """A benchmark's data is not on this machine and can't be downloaded."""
+
+
+class EncoderOutputError(LatentfitError, TypeError):
+    """An encoder returned something that does not hold exactly one tensor."""
+
+
+class OptionError(LatentfitError, ValueError):
+    """A method got an unknown option, or a value of the wrong type or out of range."""
+
+
+class NotFittedError(LatentfitError, RuntimeError):
+    """A sampler was used before it was fitted."""
+
+
+class DensityUnavailable(LatentfitError, RuntimeError):
+    """The method draws samples but has no density; ``has_density`` tells beforehand."""
+
+
+class DecoderUnavailable(LatentfitError, RuntimeError):
+    """Decoding was asked of a sampler that was given no decoder."""
+
+
+class DivergenceError(LatentfitError, RuntimeError):
+    """Training left the finite numbers.
+
+    Attributes:
+        sampler: The sampler with the best finite weights seen, or None where there were none yet.
+    """
+
+    sampler: LatentSampler | None = None
+
+
+class FileFormatError(LatentfitError, ValueError):
+    """A file is damaged, or is not what its reader expects."""
+
+
+class UnknownPluginError(LatentfitError, LookupError):
+    """No installed plugin has this name."""
+
+
+class DuplicatePluginError(LatentfitError, RuntimeError):
+    """Two installed distributions registered a plugin under one name."""
+
+
+class PluginLoadError(LatentfitError, ImportError):
+    """An installed plugin can't be imported, or is not of the type its group promises."""

@@ -1,0 +1,219 @@
+"""A method's options: read from its constructor's annotations, checked, and parsed from text."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import math
+import numbers
+import types
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from latentfit.errors import OptionError
+
+__all__ = ["Interval", "Option", "describe_options", "parse_option_strings", "resolve_options"]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """The numbers an option may take: ``Annotated[float, Interval(0, 1, open_high=True)]``."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    open_low: bool = False
+    open_high: bool = False
+
+    def __contains__(self, value: float) -> bool:
+        above = value > self.low if self.open_low else value >= self.low
+        below = value < self.high if self.open_high else value <= self.high
+        return above and below and math.isfinite(value)
+
+    def __str__(self) -> str:
+        if self.low == -math.inf and self.high == math.inf:
+            return "finite"
+        if self.high == math.inf:
+            return f"{'>' if self.open_low else '>='} {self.low:g}"
+        if self.low == -math.inf:
+            return f"{'<' if self.open_high else '<='} {self.high:g}"
+        left, right = "(" if self.open_low else "[", ")" if self.open_high else "]"
+        return f"in {left}{self.low:g}, {self.high:g}{right}"
+
+
+@dataclass(frozen=True)
+class Option:
+    """One keyword argument of a sampler's constructor."""
+
+    name: str
+    annotation: Any
+    default: Any
+
+    @property
+    def expects(self) -> str:
+        """What values it takes, in words."""
+        return _expects(self.annotation)
+
+
+class _MismatchError(Exception):
+    pass
+
+
+def describe_options(cls: type) -> dict[str, Option]:
+    """List the options of a sampler class by name, in the order of its constructor."""
+    hints = get_type_hints(cls.__init__, include_extras=True)
+    parameters = list(inspect.signature(cls.__init__).parameters.values())[1:]  # without self
+    named = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return {
+        p.name: Option(p.name, hints.get(p.name, Any), p.default)
+        for p in parameters
+        if p.kind in named
+    }
+
+
+def resolve_options(cls: type, given: Mapping[str, Any], *, method: str) -> dict[str, Any]:
+    """Check the given options against a class's annotations and fill in its defaults.
+
+    Args:
+        cls: The sampler class.
+        given: Option values by name.
+        method: The method's name, for the messages.
+
+    Returns:
+        All options, with plain Python values (lists become tuples, NumPy scalars numbers).
+
+    Raises:
+        OptionError: An unknown name, a missing one without default, or a value that does not fit.
+    """
+    known = describe_options(cls)
+    for name in given:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            listed = ", ".join(known) or "none"
+            raise OptionError(f"{method!r} has no option {name!r}; its options: {listed}.{hint}")
+    resolved = {}
+    for name, option in known.items():
+        value = given.get(name, option.default)
+        if value is inspect.Parameter.empty:
+            raise OptionError(f"{method!r} needs the option {name!r}: {option.expects}.")
+        try:
+            resolved[name] = _coerce(option.annotation, value)
+        except _MismatchError:
+            raise OptionError(
+                f"Option {name!r} of {method!r}: expected {option.expects}; got {value!r}."
+            ) from None
+    return resolved
+
+
+def parse_option_strings(cls: type, texts: Mapping[str, str]) -> dict[str, Any]:
+    """Turn ``name=value`` texts from a command line into values, by the class's annotations.
+
+    A tuple is written with commas (``hidden=256,256``). A name that the class does not have, or a text
+    that does not fit, is passed on as it is: :func:`resolve_options` says what is wrong with it.
+    """
+    known = describe_options(cls)
+    return {
+        name: _parse(known[name].annotation, text) if name in known else text
+        for name, text in texts.items()
+    }
+
+
+def _split(annotation: Any) -> tuple[Any, Interval | None]:
+    """Separate ``Annotated[type, Interval]``."""
+    if get_origin(annotation) is Annotated:
+        base, *extra = get_args(annotation)
+        return base, next((e for e in extra if isinstance(e, Interval)), None)
+    return annotation, None
+
+
+def _is_union(annotation: Any) -> bool:
+    return get_origin(annotation) in (Union, types.UnionType)
+
+
+def _coerce(annotation: Any, value: Any) -> Any:
+    """Give the value as the annotated type, or raise _MismatchError."""
+    base, interval = _split(annotation)
+    if _is_union(base):
+        for member in get_args(base):
+            try:
+                return _coerce(member, value)
+            except _MismatchError:
+                continue
+        raise _MismatchError
+    if base is Any:
+        return value
+    if base is None or base is type(None):
+        return _require(value is None, value)
+    if get_origin(base) is Literal:
+        return _require(isinstance(value, str | int) and value in get_args(base), value)
+    if get_origin(base) is tuple:
+        if isinstance(value, str) or not isinstance(value, Sequence):
+            raise _MismatchError
+        members = get_args(base)
+        if members[-1] is not Ellipsis:
+            _require(len(value) == len(members), value)
+            return tuple(_coerce(m, v) for m, v in zip(members, value, strict=True))
+        return tuple(_coerce(members[0], v) for v in value)
+    if base is bool or base is str:
+        return base(_require(isinstance(value, base) or type(value).__name__ == "bool_", value))
+    if isinstance(value, bool) or type(value).__name__ == "bool_":
+        raise _MismatchError  # True is no number here
+    if base is int:
+        number: float = int(_require(isinstance(value, numbers.Integral), value))
+    elif base is float:
+        number = float(_require(isinstance(value, numbers.Real), value))
+    else:
+        raise TypeError(f"Options can't have the type {base!r}.")
+    return _require(number in (interval or Interval()), number)
+
+
+def _require(condition: bool, value: Any) -> Any:
+    if not condition:
+        raise _MismatchError
+    return value
+
+
+def _parse(annotation: Any, text: str) -> Any:
+    """Read a text as the annotated type; a text that does not fit is returned as it is."""
+    base, _ = _split(annotation)
+    if _is_union(base):
+        for member in get_args(base):
+            value = _parse(member, text)
+            try:
+                return _coerce(member, value)
+            except _MismatchError:
+                continue
+        return text
+    if base is None or base is type(None):
+        return None if text.lower() == "none" else text
+    if get_origin(base) is Literal:
+        return next((choice for choice in get_args(base) if str(choice) == text), text)
+    if get_origin(base) is tuple:
+        member = get_args(base)[0]
+        return tuple(_parse(member, part.strip()) for part in text.strip("()").split(",") if part)
+    if base is bool:
+        return {"true": True, "1": True, "false": False, "0": False}.get(text.lower(), text)
+    if base in (int, float):
+        try:
+            return base(text)
+        except ValueError:
+            return text
+    return text
+
+
+def _expects(annotation: Any) -> str:
+    base, interval = _split(annotation)
+    if _is_union(base):
+        return " or ".join(_expects(member) for member in get_args(base))
+    if base is None or base is type(None):
+        return "None"
+    if get_origin(base) is Literal:
+        return " or ".join(repr(choice) for choice in get_args(base))
+    if get_origin(base) is tuple:
+        members = get_args(base)
+        if members[-1] is Ellipsis:
+            return f"a tuple of {_expects(members[0])}"
+        return f"a tuple of {len(members)}: {', '.join(_expects(m) for m in members)}"
+    name = getattr(base, "__name__", str(base))
+    return f"{name} {interval}" if interval else name

@@ -1,0 +1,123 @@
+"""Files: atomic writing, and a sampler as one safetensors file with a JSON header.
+
+Nothing in a file is ever run or followed: the header names a method, and only the installed plugin that is
+registered under that name is used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from latentfit.errors import FileFormatError
+
+__all__ = ["atomic_path", "read_tensors", "write_tensors"]
+
+FORMAT_VERSION = 1
+_KEY = "latentfit"  # in the safetensors metadata
+_MOST_HEADER_BYTES = 16 * 2**20
+
+
+@contextmanager
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary path beside the target; on success it replaces the target, else it is removed.
+
+    The content is flushed to disk first, and the mode is the umask's, so that a reader sees the old file
+    or the new one, whole.
+
+    Raises:
+        OSError: The folder does not exist or can't be written.
+    """
+    target = Path(os.path.realpath(path))  # a link stays a link
+    if target.is_dir():
+        raise IsADirectoryError(f"Expected a file's path; {str(path)!r} is a folder.")
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"The folder {str(target.parent)!r} does not exist.") from None
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    finally:
+        with suppress(FileNotFoundError):
+            temporary.unlink()
+
+
+def write_tensors(
+    path: str | os.PathLike[str], tensors: dict[str, Tensor], header: dict[str, Any]
+) -> None:
+    """Write tensors and a JSON header to a safetensors file, atomically.
+
+    Raises:
+        OSError: The file can't be written; what was there before is unchanged.
+    """
+    plain = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
+    digest = hashlib.sha256(_payload(safetensors.torch.save(plain))).hexdigest()
+    full = {"format_version": FORMAT_VERSION, **header, "payload_sha256": digest}
+    text = json.dumps(full, allow_nan=False, sort_keys=True)
+    content = safetensors.torch.save(plain, metadata={_KEY: text})
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what :func:`write_tensors` wrote: the tensors, and the header.
+
+    Raises:
+        FileFormatError: The file is damaged, of another kind, or of a newer format.
+        OSError: It can't be read.
+    """
+    content = Path(path).read_bytes()
+    header = _header(content, str(path))
+    payload = _payload(content)
+    digest = hashlib.sha256(payload).hexdigest()
+    if digest != header.get("payload_sha256"):
+        raise FileFormatError(
+            f"{path}: damaged: expected SHA-256 {header.get('payload_sha256')}; got {digest}. Copy or save "
+            "it anew."
+        )
+    try:
+        return safetensors.torch.load(content), header
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise FileFormatError(f"{path}: expected a safetensors file; {error}.") from error
+
+
+def _payload(content: bytes) -> memoryview:
+    """The bytes after the safetensors header."""
+    return memoryview(content)[8 + int.from_bytes(content[:8], "little") :]
+
+
+def _header(content: bytes, path: str) -> dict[str, Any]:
+    size = int.from_bytes(content[:8], "little")
+    if len(content) < 10 or not 2 <= size <= min(len(content) - 8, _MOST_HEADER_BYTES):
+        raise FileFormatError(f"{path}: expected a safetensors file; this is none, or it is cut off.")
+    try:
+        metadata = json.loads(content[8 : 8 + size]).get("__metadata__", {})
+        text = metadata.get(_KEY)
+        header = None if text is None else json.loads(text)
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise FileFormatError(f"{path}: expected a safetensors file; {error}.") from error
+    if not isinstance(header, dict):
+        raise FileFormatError(
+            f"{path}: expected a sampler that latentfit saved; this safetensors file has no {_KEY!r} header."
+        )
+    version = header.get("format_version")
+    if version != FORMAT_VERSION:
+        raise FileFormatError(
+            f"{path}: expected format version {FORMAT_VERSION}; got {version!r}. Upgrade latentfit to read "
+            "newer files."
+        )
+    return header

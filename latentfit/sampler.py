@@ -1,0 +1,309 @@
+"""LatentSampler: what a user holds after a fit, and gets back from a file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from latentfit.encoding import check_finite
+from latentfit.errors import (
+    DataError,
+    DecoderUnavailable,
+    FileFormatError,
+    LatentfitError,
+    OptionError,
+)
+from latentfit.models import decoder_of
+from latentfit.options import resolve_options
+from latentfit.persistence import read_tensors, write_tensors
+from latentfit.randomness import check_seed, isolated_rng
+from latentfit.registry import load_sampler_class
+from latentfit.sampler_base import Sampler
+from latentfit.transforms import TRANSFORMS, Transform
+
+__all__ = ["LatentSampler", "load_sampler"]
+
+_CHUNK = 8192  # rows that a plugin sees at once; bounds the memory of large draws
+_DTYPES = {str(t).removeprefix("torch."): t for t in (torch.float32, torch.float64, torch.float16)}
+_DTYPES["bfloat16"] = torch.bfloat16
+
+
+class LatentSampler:
+    """A distribution over an encoder's latents: draws them, scores them, and can be saved.
+
+    Made by :func:`latentfit.fit_latent_sampler` and :func:`latentfit.load_sampler`. Latents have the shape
+    (n, \\*shape), the dtype and the units of the encoder's own.
+
+    Attributes:
+        history: The training curves: lists of equal length by name, with "step" among them. Losses of
+            methods with a density are in nats per standardised latent.
+        info: What was fitted, how and on what: method, options, shape, dim, dtype, n (rows trained on),
+            n_validation, seconds, seed, transform, constant_dimensions, parameters, versions.
+    """
+
+    def __init__(
+        self,
+        plugin: Sampler,
+        transform: Transform,
+        *,
+        info: dict[str, Any],
+        history: dict[str, list[float]],
+        device: torch.device,
+        decoder: Any = None,
+    ) -> None:
+        self._plugin = plugin.requires_grad_(False).eval()
+        self._transform = transform
+        self._decoder = None if decoder is None else decoder_of(decoder)
+        self._device = device
+        self.info = info
+        self.history = history
+
+    @property
+    def method(self) -> str:
+        """The method's name."""
+        return str(self.info["method"])
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """All options of the method, defaults included."""
+        return dict(self.info["options"])
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one latent."""
+        return tuple(self.info["shape"])
+
+    @property
+    def dim(self) -> int:
+        """The number of values in one latent."""
+        return int(self.info["dim"])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the latents that are drawn: the encoder's."""
+        return _DTYPES[self.info["dtype"]]
+
+    @property
+    def device(self) -> torch.device:
+        """Where latents are drawn and scored."""
+        return self._device
+
+    @property
+    def has_density(self) -> bool:
+        """Whether :meth:`log_prob` works."""
+        return type(self._plugin).has_density
+
+    def to(self, device: str | torch.device) -> LatentSampler:
+        """Move to a device, and return itself."""
+        self._device = resolve_device(device)
+        self._plugin.to(self._device)
+        return self
+
+    def sample(self, n: int, *, seed: int | None = None) -> Tensor:
+        """Draw latents.
+
+        Args:
+            n: How many, >= 0.
+            seed: A whole number for the same latents each time, on the same kind of device; None for new
+                ones. The global random state is neither used nor changed.
+
+        Returns:
+            Latents (n, \\*shape).
+
+        Raises:
+            OptionError: n or seed is not such a number.
+            NonFiniteError: The fitted method drew NaN or infinity.
+        """
+        if isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 0:
+            raise OptionError(f"Expected n as a whole number >= 0; got {n!r}.")
+        parts = []
+        with isolated_rng(check_seed(seed), self.device) as generator, torch.no_grad():
+            for start in range(0, int(n), _CHUNK):
+                parts.append(self._plugin.sample(min(_CHUNK, int(n) - start), generator))
+        if not parts:
+            return torch.empty(0, *self.shape, dtype=self.dtype, device=self.device)
+        rows = torch.cat(parts)
+        check_finite(rows, "samples", "the fit is unstable: fit again with a lower learning_rate")
+        return self._transform.inverse(rows, self.dtype).view(int(n), *self.shape)
+
+    def log_prob(self, z: Tensor | np.ndarray[Any, Any]) -> Tensor:
+        """Compute the exact log density of latents, differentiable in z.
+
+        Where dimensions are constant in the data, the density is over the others, and minus infinity for
+        a latent that departs from the constants.
+
+        Args:
+            z: Latents (n, \\*shape) in the encoder's units.
+
+        Returns:
+            (n,) float32, in nats, in the encoder's units (the transform's determinant is included).
+
+        Raises:
+            DensityUnavailable: The method has no density; ``has_density`` tells beforehand.
+            DataError: z has another shape.
+            NonFiniteError: z holds NaN or infinity.
+        """
+        latents = self._latents(z).flatten(1)
+        parts = []
+        for part in latents.split(_CHUNK):
+            rows = self._plugin.log_prob(self._transform.forward(part))
+            parts.append(rows + self._transform.log_determinant(part))
+        return torch.cat(parts) if parts else latents.new_zeros(0, dtype=torch.float32)
+
+    def score_samples(self, z: Tensor | np.ndarray[Any, Any]) -> Tensor:
+        """Do what :meth:`log_prob` does; scikit-learn's name for it."""
+        return self.log_prob(z)
+
+    def decode(self, z: Tensor | np.ndarray[Any, Any]) -> Tensor:
+        """Decode latents (n, \\*shape) with the decoder, in eval mode; differentiable in z.
+
+        Raises:
+            DecoderUnavailable: None was given.
+            DataError: z has another shape.
+        """
+        if self._decoder is None:
+            raise DecoderUnavailable(
+                "This sampler has no decoder; pass decoder= to fit_latent_sampler or load_sampler."
+            )
+        latents = self._latents(z)
+        with self._decoder.evaluating():
+            if not len(latents):
+                return self._decoder(latents)
+            size = int(self.info["batch_size"])
+            return torch.cat([self._decoder(part) for part in latents.split(size)])
+
+    def generate(self, n: int, *, seed: int | None = None) -> Tensor:
+        """Draw n latents and decode them.
+
+        Raises:
+            DecoderUnavailable: No decoder was given.
+        """
+        if self._decoder is None:
+            return self.decode(torch.empty(0, *self.shape))  # raises, before anything is drawn
+        with torch.no_grad():
+            return self.decode(self.sample(n, seed=seed))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Save to one safetensors file, atomically; the decoder is not saved.
+
+        Raises:
+            OSError: The file can't be written; what was there before is unchanged.
+        """
+        tensors = {f"sampler.{k}": v for k, v in self._plugin.state_dict().items()}
+        tensors |= {f"transform.{k}": v for k, v in self._transform.state().items()}
+        write_tensors(path, tensors, {"info": self.info, "history": self.history})
+
+    def _latents(self, z: Tensor | np.ndarray[Any, Any]) -> Tensor:
+        """Check latents and put them on the device."""
+        latents = torch.as_tensor(z)
+        if latents.ndim != len(self.shape) + 1 or tuple(latents.shape[1:]) != self.shape:
+            raise DataError(
+                f"Expected latents of shape (n, {', '.join(map(str, self.shape))}); "
+                f"got {tuple(latents.shape)}."
+            )
+        if not latents.is_floating_point():
+            latents = latents.float()
+        check_finite(latents.detach(), "latents", "leave these rows out")
+        return latents.to(self.device)
+
+    def __repr__(self) -> str:
+        info = self.info
+        chosen = ", ".join(f"{k}={v!r}" for k, v in info["options"].items())
+        rows = f"{info['n']:,} latents + {info['n_validation']:,} held out"
+        return (
+            f"LatentSampler({self.method!r}, shape={self.shape}, dtype={self.info['dtype']}, "
+            f"device={str(self.device)!r},\n"
+            f"    has_density={self.has_density}, decoder={'yes' if self._decoder else 'no'}, "
+            f"transform={info['transform']!r}, parameters={info['parameters']:,},\n"
+            f"    fitted on {rows} in {info['seconds']:.1f} s,\n"
+            f"    {chosen})"
+        )
+
+
+def load_sampler(
+    path: str | os.PathLike[str], *, device: str | torch.device | None = None, decoder: Any = None
+) -> LatentSampler:
+    """Load a sampler that :meth:`LatentSampler.save` wrote.
+
+    Nothing in the file is run: it names a method, and the installed plugin of that name is used.
+
+    Args:
+        path: The file.
+        device: Where to put it; None means the CPU.
+        decoder: An nn.Module, a callable, or an object with ``decode`` or ``inverse_transform``.
+
+    Raises:
+        FileFormatError: The file is damaged, of another kind or of a newer format.
+        UnknownPluginError: The method's plugin is not installed.
+        PluginLoadError: The method's plugin is broken.
+        OSError: The file can't be read.
+    """
+    tensors, header = read_tensors(path)
+    try:
+        info, history = header["info"], header["history"]
+        method, dim = info["method"], info["dim"]
+        shape, n, dtype = info["shape"], info["n"], info["dtype"]
+        options, transform_class = info["options"], TRANSFORMS[info["transform"]]
+        if dtype not in _DTYPES or int(np.prod(shape, dtype=np.int64)) != dim or not n > 0:
+            raise ValueError(f"dtype {dtype!r}, shape {shape!r}, dim {dim!r}, n {n!r}")
+    except (KeyError, TypeError, ValueError) as error:
+        raise FileFormatError(
+            f"{path}: expected a latentfit header; {type(error).__name__}: {error}."
+        ) from error
+    plugin_class = load_sampler_class(method)
+    parts: dict[str, dict[str, Tensor]] = {"sampler": {}, "transform": {}}
+    for key, tensor in tensors.items():
+        part, _, name = key.partition(".")
+        parts.setdefault(part, {})[name] = tensor
+    target = resolve_device(device or "cpu")
+    try:
+        transform = transform_class.from_state(parts["transform"], dim)
+        resolved = resolve_options(plugin_class, options, method=method)
+        plugin = build_plugin(plugin_class, resolved, dim=transform.dim, n=n, seed=0)
+        _load_state(plugin, parts["sampler"])
+    except LatentfitError as error:
+        raise FileFormatError(f"{path}: {error}") from error
+    info = {**info, "options": resolved}
+    return LatentSampler(
+        plugin.to(target), transform, info=info, history=history, device=target, decoder=decoder
+    )
+
+
+def build_plugin(
+    cls: Callable[..., Sampler], options: dict[str, Any], *, dim: int, n: int, seed: int
+) -> Sampler:
+    """Construct a plugin and create its tensors, on the CPU, by one seed."""
+    with isolated_rng(seed, torch.device("cpu")), torch.device("cpu"):
+        plugin = cls(**options)
+        plugin.build(dim, n)
+    return plugin
+
+
+def _load_state(plugin: Sampler, state: dict[str, Tensor]) -> None:
+    """Load a state dict that must match what the plugin built, name by name."""
+    expected = {k: (tuple(v.shape), v.dtype) for k, v in plugin.state_dict().items()}
+    found = {k: (tuple(v.shape), v.dtype) for k, v in state.items()}
+    for name in sorted(expected.keys() | found.keys()):
+        if expected.get(name) != found.get(name):
+            raise FileFormatError(
+                f"tensor {name!r}: expected {expected.get(name, 'none')}; got {found.get(name, 'none')}. Was "
+                "it saved by another version of the plugin?"
+            )
+    plugin.load_state_dict(state)
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """Check a device.
+
+    Raises:
+        OptionError: It is no device's name.
+    """
+    try:
+        return torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise OptionError(f"Expected device as 'cpu', 'cuda', 'cuda:0', ...; got {device!r}.") from error

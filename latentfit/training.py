@@ -1,0 +1,234 @@
+"""The minibatch training that samplers share: steps, schedules, averaging, early stopping, divergence."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from latentfit.errors import DivergenceError
+
+__all__ = ["ParameterAverage", "Run", "minibatches", "train"]
+
+_EVALUATIONS = 40  # in a run of full length
+_EVALUATION_ROWS = 8192  # per forward pass
+_REMEDY = "lower learning_rate, check the latents for outliers, or choose another method"
+
+
+@dataclass
+class Run:
+    """What a fit is given besides its rows.
+
+    Attributes:
+        generator: The source of randomness, on the rows' device.
+        batch_size: Rows in a minibatch.
+        max_seconds: The time that the fit may take, or None.
+        show: Called with the step, the number of steps and the newest values; draws the progress bar.
+        history: The training curves; :meth:`log` appends to them.
+        started: When the fit began, in the seconds of ``time.monotonic``.
+    """
+
+    generator: torch.Generator
+    batch_size: int = 512
+    max_seconds: float | None = None
+    show: Callable[[int, int, dict[str, float]], None] = lambda step, total, values: None
+    history: dict[str, list[float]] = field(default_factory=dict)
+    started: float = field(default_factory=time.monotonic)
+
+    def steps(self, total: int) -> Iterator[tuple[int, float]]:
+        """Count training steps until ``total`` or until the time is up.
+
+        Yields:
+            The step, from 0, and the fraction of the run that is behind it, in [0, 1): by steps or by time,
+            whichever is further, so that a schedule over it ends with the run.
+        """
+        for step in range(total):
+            fraction = step / total
+            if self.max_seconds is not None:
+                elapsed = (time.monotonic() - self.started) / self.max_seconds
+                if elapsed >= 1:
+                    return
+                fraction = max(fraction, elapsed)
+            self.show(step, total, {})
+            yield step, fraction
+        self.show(total, total, {})
+
+    def log(self, step: int, total: int, **values: float) -> None:
+        """Append a point to the training curves and show it."""
+        for name, value in {"step": float(step), **values}.items():
+            self.history.setdefault(name, []).append(value)
+        self.show(step, total, values)
+
+
+def minibatches(
+    rows: Tensor, batch_size: int, generator: torch.Generator, *, steps: int | None = None
+) -> Iterator[Tensor]:
+    """Yield shuffled minibatches for ever (or so many): a permutation at a time, the short rest left out.
+
+    Fewer rows than a batch are one batch. Works on rows in memory; there is no DataLoader in the hot loop.
+    """
+    size = min(batch_size, len(rows))
+    per_pass = len(rows) // size
+    made = 0
+    while True:
+        order = torch.randperm(len(rows), generator=generator, device=rows.device)
+        for index in order[: per_pass * size].split(size):
+            if steps is not None and made >= steps:
+                return
+            yield rows[index]
+            made += 1
+
+
+class ParameterAverage:
+    """An exponential moving average of parameters, warmed up so that the start is forgotten.
+
+    Args:
+        parameters: What to average.
+        decay: The weight of the past in each update; the early ones use ``(1 + t) / (10 + t)`` where that is less.
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter], decay: float) -> None:
+        self._live = [p for p in parameters if p.requires_grad]
+        self.decay = decay
+        self.updates = 0
+        self.average = [p.detach().clone() for p in self._live]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take the parameters' present values into the average."""
+        self.updates += 1
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        torch._foreach_lerp_(self.average, self._live, 1 - decay)
+
+    @torch.no_grad()
+    def swap(self) -> None:
+        """Exchange the parameters and their average; a second call takes that back."""
+        for live, average in zip(self._live, self.average, strict=True):
+            live.data, average.data = average.data, live.data
+
+
+def train(
+    module: nn.Module,
+    loss: Callable[[Tensor], Tensor],
+    rows: Tensor,
+    held_out: Tensor,
+    run: Run,
+    *,
+    steps: int,
+    learning_rate: float,
+    patience: int = 10,
+    ema: float = 0.99,
+    max_norm: float = 5.0,
+) -> None:
+    """Train a module by a mean loss over minibatches, and leave it with its best averaged weights.
+
+    Adam, a cosine schedule after a short warm-up, gradient clipping, an exponential moving average of the
+    weights, and early stopping on the average's held-out loss. Without held-out rows the last average
+    stays. The weights before the first step count as a candidate too.
+
+    Args:
+        module: What is trained.
+        loss: The mean loss of rows (n, D), a scalar.
+        rows: Training rows (N, D).
+        held_out: Held-out rows (M, D); M may be 0.
+        run: The run that the sampler's ``fit`` was given.
+        steps: Optimiser steps at most.
+        learning_rate: The schedule's highest.
+        patience: Evaluations without a better held-out loss after which training stops.
+        ema: The average's decay.
+        max_norm: The gradient norm that is clipped to.
+
+    Raises:
+        DivergenceError: The loss or the weights are no longer finite; the module has its best finite weights.
+    """
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    fused = all(p.device.type in ("cpu", "cuda") for p in parameters)
+    optimiser = torch.optim.Adam(parameters, lr=learning_rate, fused=fused)
+    average = ParameterAverage(parameters, ema)
+    every = max(1, min(steps // _EVALUATIONS, 100))
+    best = _Best(module, patience)
+    initial = _evaluate(module, loss, held_out if len(held_out) else rows[:_EVALUATION_ROWS])
+    if not math.isfinite(initial):
+        raise DivergenceError(
+            f"The loss is {initial} before the first training step; {_REMEDY}."
+        )
+    if len(held_out):
+        best.offer(initial)
+        run.log(0, steps, train_loss=initial, validation_loss=initial)
+    total, since = torch.zeros((), device=rows.device), 0
+
+    def stop_after_evaluation(done: int) -> bool:
+        nonlocal since
+        mean, since = float(total) / since, 0
+        total.zero_()
+        average.swap()
+        measured = _evaluate(module, loss, held_out) if len(held_out) else mean
+        if not (math.isfinite(mean) and math.isfinite(measured)):
+            best.restore()
+            raise DivergenceError(
+                f"Training diverged at step {done} (loss {mean:.4g}, held-out {measured:.4g}); {_REMEDY}."
+            )
+        stop = best.offer(measured) if len(held_out) else best.keep(measured)
+        average.swap()
+        module.train()
+        curves = {"validation_loss": measured} if len(held_out) else {}
+        run.log(done, steps, train_loss=mean, **curves)
+        return stop
+
+    module.train()
+    batches = minibatches(rows, run.batch_size, run.generator)
+    done = 0
+    for step, fraction in run.steps(steps):
+        rate = learning_rate * min(1.0, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * fraction))
+        for group in optimiser.param_groups:
+            group["lr"] = rate
+        optimiser.zero_grad(set_to_none=True)
+        value = loss(next(batches))
+        value.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(parameters, max_norm, foreach=True)
+        optimiser.step()
+        average.update()
+        total += value.detach()
+        done, since = step + 1, since + 1
+        if done % every == 0 and stop_after_evaluation(done):
+            break
+    if since:  # the steps after the last evaluation count too
+        stop_after_evaluation(done)
+    best.restore()
+    module.eval()
+
+
+class _Best:
+    """The best weights so far."""
+
+    def __init__(self, module: nn.Module, patience: int) -> None:
+        self.module, self.patience = module, patience
+        self.loss, self.waited = math.inf, 0
+        self.keep(math.inf)
+
+    @torch.no_grad()
+    def keep(self, loss: float) -> bool:
+        self.state = {k: v.detach().clone() for k, v in self.module.state_dict().items()}
+        self.loss, self.waited = loss, 0
+        return False
+
+    def offer(self, loss: float) -> bool:
+        """Keep the present weights if they are better; tell whether patience has run out."""
+        if loss < self.loss:
+            return self.keep(loss)
+        self.waited += 1
+        return self.waited >= self.patience
+
+    def restore(self) -> None:
+        self.module.load_state_dict(self.state)
+
+
+@torch.no_grad()
+def _evaluate(module: nn.Module, loss: Callable[[Tensor], Tensor], rows: Tensor) -> float:
+    module.eval()
+    parts = [loss(part).double() * len(part) for part in rows.split(_EVALUATION_ROWS)]
+    return float(torch.stack(parts).sum()) / len(rows)
