@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from latentfit.errors import DataError, FileFormatError
 from latentfit.persistence import atomic_path
@@ -124,7 +124,8 @@ def _read_npz(path: Path) -> torch.Tensor:
     if not zipfile.is_zipfile(path):
         raise ValueError("it is no zip archive")
     with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-        return _from_numpy(arrays[_pick(arrays.files, path)], path)
+        names = [n.removesuffix(".npy") for n in arrays.zip.namelist() if n.endswith(".npy")]
+        return _from_numpy(arrays[_pick(names, path)], path)
 
 
 def _read_safetensors(path: Path) -> torch.Tensor:
@@ -177,7 +178,7 @@ def _write_npz(path: Path, array: torch.Tensor) -> None:
 
 
 def _write_safetensors(path: Path, array: torch.Tensor) -> None:
-    save_file({NAME: array}, path)
+    path.write_bytes(save({NAME: array}))  # save_file would make it unreadable for others
 
 
 def _write_pt(path: Path, array: torch.Tensor) -> None:

@@ -111,7 +111,7 @@ Examples:
   latentfit bench mnist --help""",
 )
 def bench() -> None:
-    """Compare samplers on one of the installed benchmarks."""
+    """Compare samplers on a benchmark."""
 
 
 @cli.command(
@@ -124,7 +124,7 @@ Examples:
 @click.argument("method", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, and nothing else, on stdout.")
 def samplers(method: str | None, as_json: bool) -> None:
-    """List the installed samplers, or the options of one METHOD."""
+    """List the samplers, or one METHOD's options."""
     if method is not None:
         _print_options(method, as_json)
         return
@@ -180,7 +180,10 @@ def fit(
     progress: bool | None,
     **arguments: Any,
 ) -> None:
-    """Fit a sampler to latents, or to what an encoder makes of data, and save it."""
+    """Fit a sampler and save it.
+
+    It is fitted to latents from a file, or to what an encoder makes of data from a file.
+    """
     if (latents is None) == (encoder_name is None) or (encoder_name is None) != (data is None):
         raise click.UsageError("Expected either --latents FILE, or --encoder and --data.")
     texts = _settings(settings)
@@ -213,7 +216,10 @@ Examples:
 @click.option("--seed", type=int, help="The same seed draws the same latents.  [default: random]")
 @click.option("--device", help="Where to draw: cpu, cuda, ...  [default: cpu]")
 def sample(file: str, number: int, out: str, seed: int | None, device: str | None) -> None:
-    """Draw latents from the sampler in FILE, in the encoder's own shape and units."""
+    """Draw latents from a saved sampler.
+
+    They have the encoder's own shape and units.
+    """
     from latentfit import load_sampler
     from latentfit.arrays import check_target, write_array
 
@@ -232,7 +238,10 @@ Examples:
 @click.option("--out", metavar="FILE", help="Write the scores there, not to stdout.")
 @click.option("--device", help="Where to compute: cpu, cuda, ...  [default: cpu]")
 def score(file: str, latents: str, out: str | None, device: str | None) -> None:
-    """Print log densities, one a line, in nats per latent, under the sampler in FILE."""
+    """Print the log densities of latents.
+
+    One a line, in nats per latent, in the encoder's own units, under the sampler in FILE.
+    """
     from latentfit import load_sampler
     from latentfit.arrays import check_target, read_array, write_array
 
@@ -254,14 +263,14 @@ Examples:
 @click.argument("file")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, and nothing else, on stdout.")
 def info(file: str, as_json: bool) -> None:
-    """Tell what the sampler in FILE is and how it was fitted."""
+    """Tell how a saved sampler was fitted."""
     from latentfit.persistence import read_tensors
 
     facts = read_tensors(file)[1]["info"]  # without the plugin, which may not be installed here
     if as_json:
         click.echo(json.dumps(facts, indent=2))
     else:
-        _print_table([(name, _short(value)) for name, value in facts.items()])
+        _print_table([(name, _text(value)) for name, value in facts.items()])
 
 
 def _import_encoder(name: str) -> Any:
@@ -317,7 +326,7 @@ def _print_options(method: str, as_json: bool) -> None:
         keys = ("name", "default", "expects")
         click.echo(json.dumps([dict(zip(keys, row, strict=True)) for row in rows], indent=2))
     else:
-        _print_table([(name, _short(default), expects) for name, default, expects in rows])
+        _print_table([(name, _text(default), expects) for name, default, expects in rows])
 
 
 def _print_table(rows: Sequence[tuple[str, ...]]) -> None:
@@ -331,8 +340,13 @@ def _origin(info: PluginInfo) -> str:
     return info.error or f"{info.distribution} {info.version}"
 
 
-def _short(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+def _text(value: Any) -> str:
+    """Write a value as ``-o NAME=VALUE`` takes it."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key}={_text(member)}" for key, member in value.items())
+    if isinstance(value, list | tuple):
+        return ",".join(map(_text, value)) or "none"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def _one_line(error: Exception) -> str:

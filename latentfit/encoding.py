@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -12,15 +13,14 @@ from torch.utils.data import DataLoader, Dataset
 
 from latentfit.errors import DataError, NonFiniteError
 from latentfit.models import Model
+from latentfit.outputs import from_array
 from latentfit.progress import Bar
 
 __all__ = ["check_finite", "encode"]
 
 # What a dict item's input is called in torch, transformers and datasets.
 _INPUT_KEYS = ("x", "input", "inputs", "data", "image", "images", "img", "pixel_values", "latents")
-_DATASETS = (
-    "a tensor, an array, a torch Dataset or IterableDataset, a DataLoader, or an iterable of batches"
-)
+_DATASETS = "a tensor, an array, a torch Dataset or IterableDataset, a DataLoader, or an iterable of batches"
 
 
 def encode(
@@ -63,7 +63,9 @@ def encode(
                 parts.append(latents)
         bar.show(total or len(parts), total)
     if not parts:
-        raise DataError("Expected a dataset with at least 2 rows; got none. Was its iterator used up?")
+        raise DataError(
+            "Expected a dataset with at least 2 rows; got none. Was its iterator used up?"
+        )
     latents = torch.cat(parts)
     check_finite(latents, "latents", "if the encoder runs in half precision, run it in float32")
     return latents
@@ -75,7 +77,7 @@ def check_finite(rows: Tensor, what: str, remedy: str) -> None:
     Raises:
         NonFiniteError: With the count, the first index and the remedy.
     """
-    bad = ~rows.flatten(1).isfinite().all(dim=1)
+    bad = ~rows.reshape(len(rows), math.prod(rows.shape[1:])).isfinite().all(dim=1)
     count = int(bad.sum())
     if count:
         raise NonFiniteError(
@@ -106,8 +108,8 @@ def _batches(dataset: Any, batch_size: int) -> tuple[Iterator[Any], int | None]:
     if isinstance(dataset, Tensor | np.ndarray):
         if dataset.ndim == 0:
             raise DataError("Expected a dataset of shape (N, ...); got a scalar.")
-        rows = _input_of(dataset)
-        return iter(rows.split(batch_size)), -(-len(rows) // batch_size)
+        starts = range(0, len(dataset), batch_size)
+        return (dataset[i : i + batch_size] for i in starts), len(starts)
     if isinstance(dataset, Dataset) or hasattr(dataset, "__getitems__"):
         dataset = DataLoader(dataset, batch_size=batch_size)
     if isinstance(dataset, Iterable) and not isinstance(dataset, str | bytes):
@@ -134,10 +136,11 @@ def _input_of(item: Any) -> Tensor:
         if not item:
             raise DataError("Expected items x, (x, y) or dicts; got an empty tuple or list.")
         item = item[0]
+    if not isinstance(item, Tensor) and hasattr(item, "__array__"):
+        item = np.asarray(item)
     if isinstance(item, np.ndarray):
         try:
-            # A copy, for arrays that are read-only or strided in ways that tensors can't be.
-            return torch.from_numpy(np.array(item, order="C"))
+            return from_array(item)
         except TypeError:
             raise DataError(f"Expected an array of numbers; got dtype {item.dtype}.") from None
     if not isinstance(item, Tensor):

@@ -1,4 +1,4 @@
-"""The exceptions that latentfit raises on purpose; each message says what was expected, what came and the remedy.
+"""The exceptions that latentfit raises on purpose; messages say what was expected, what came, the remedy.
 
 ::
 

@@ -63,6 +63,7 @@ def frechet_distance_from_moments(
 
     Raises:
         DataError: Shapes that don't match.
+        NonFiniteError: NaN or infinity among the moments.
     """
     m_x, m_y = np.asarray(mean_x, np.float64), np.asarray(mean_y, np.float64)
     c_x, c_y = np.asarray(cov_x, np.float64), np.asarray(cov_y, np.float64)
@@ -72,6 +73,8 @@ def frechet_distance_from_moments(
             f"Expected two means of shape ({d},) and two covariances of shape ({d}, {d}); "
             f"got {m_x.shape}, {m_y.shape} and {c_x.shape}, {c_y.shape}."
         )
+    if not all(np.isfinite(moment).all() for moment in (m_x, m_y, c_x, c_y)):
+        raise NonFiniteError("Expected finite means and covariances; got NaN or infinity.")
     values, vectors = np.linalg.eigh(c_x)
     root = (vectors * np.sqrt(values.clip(0))) @ vectors.T  # (d, d)
     product = root @ c_y @ root
@@ -84,8 +87,11 @@ def frechet_distance_from_moments(
 def _rows(x: Any) -> FloatArray:
     """Check features and give them as a float64 matrix (n, d)."""
     if hasattr(x, "detach"):  # a tensor, without importing torch for those who have arrays
-        x = x.detach().cpu().numpy()
-    rows = np.asarray(x, dtype=np.float64)
+        x = x.detach().cpu().double().numpy()  # NumPy has no bfloat16
+    try:
+        rows = np.asarray(x, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"Expected features as numbers (n, d); {error}.") from error
     if rows.ndim != 2 or len(rows) < 2 or rows.shape[1] < 1:
         raise DataError(f"Expected features of shape (n, d) with n >= 2, d >= 1; got {rows.shape}.")
     bad = ~np.isfinite(rows).all(axis=1)

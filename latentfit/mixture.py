@@ -1,8 +1,9 @@
-"""A Gaussian mixture with full covariances: fitted by EM, trainable by gradient, exact to sample and score."""
+"""A Gaussian mixture with full covariances: fitted by EM, trained by gradient, exact to sample and score."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +48,8 @@ class GaussianMixture(nn.Module):
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
         """Draw n rows, (n, D)."""
+        if n == 0:
+            return self.means.detach()[:0]
         weights = self.logits.detach().softmax(0)
         component = torch.multinomial(weights, n, replacement=True, generator=generator)
         noise = torch.randn(n, self.dim, generator=generator, device=weights.device)
@@ -61,7 +64,14 @@ class GaussianMixture(nn.Module):
         return rows
 
     @torch.no_grad()
-    def fit(self, x: Tensor, generator: torch.Generator, *, steps: int = 8) -> None:
+    def fit(
+        self,
+        x: Tensor,
+        generator: torch.Generator,
+        *,
+        steps: int = 8,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> None:
         """Start on data: k-means++, Lloyd's iterations on at most 20,000 rows, then EM on all.
 
         Each covariance is shrunk towards the pooled one with the weight of D rows, so that a component with
@@ -71,14 +81,19 @@ class GaussianMixture(nn.Module):
             x: Rows (n, D), n >= 1.
             generator: The source of randomness, on x's device.
             steps: EM iterations.
+            stop: Asked before each; True ends them.
         """
-        picked = x
+        centre = x.mean(0)
+        picked = x = x - centre  # rows far from zero would lose their digits in the squares
         if len(x) > _KMEANS_ROWS:
             picked = x[torch.randperm(len(x), generator=generator, device=x.device)[:_KMEANS_ROWS]]
         centres = _kmeans(picked, self.components, generator)
         self._maximise(x, lambda rows: _nearest(rows, centres))
         for _ in range(steps):
+            if stop():
+                break
             self._maximise(x, lambda rows: self._joint(rows).softmax(dim=1))
+        self.means.add_(centre)
 
     def _precision_factor(self) -> Tensor:
         return self.off_diagonal * self._upper + torch.diag_embed(self.log_diagonal.exp())
@@ -96,26 +111,28 @@ class GaussianMixture(nn.Module):
         )
         return constant - 0.5 * white.square().sum(dim=2)
 
-    def _maximise(self, x: Tensor, responsibilities: object) -> None:
-        """One M step, with the responsibilities computed chunk by chunk."""
+    def _maximise(self, x: Tensor, responsibilities: Callable[[Tensor], Tensor]) -> None:
+        """One M step, chunk by chunk; scatters are taken about the means, which keeps their digits."""
         k, d = self.components, self.dim
         wide = torch.float32 if x.device.type == "mps" else torch.float64
+        chunks = [(rows, responsibilities(rows)) for rows in x.split(_CHUNK)]
         count, first = x.new_zeros(k, dtype=wide), x.new_zeros(k, d, dtype=wide)
-        second = x.new_zeros(k, d * d, dtype=wide)
-        for rows in x.split(_CHUNK):
-            weight = responsibilities(rows)  # type: ignore[operator]
-            outer = (rows[:, :, None] * rows[:, None, :]).flatten(1)  # (rows, D * D)
+        for rows, weight in chunks:
             count += weight.sum(0)
             first += weight.T @ rows
-            second += weight.T @ outer
         safe = count.clamp_min(1e-6)
-        means = first / safe[:, None]
-        scatter = second.view(k, d, d) - safe[:, None, None] * _outer(means)
+        means = (first / safe[:, None]).to(x)
+        scatter = x.new_zeros(k, d, d, dtype=wide)
+        for rows, weight in chunks:
+            for own, mean, root in zip(scatter, means, weight.sqrt().T, strict=True):
+                centred = (rows - mean) * root[:, None]
+                own += centred.T @ centred
         pooled = scatter.sum(0) / len(x)
-        pooled += 1e-6 * torch.eye(d, dtype=wide, device=x.device) * (1 + pooled.diagonal().mean())
         covariance = (scatter + d * pooled) / (safe + d)[:, None, None]
+        diagonal = covariance.diagonal(dim1=1, dim2=2)
+        diagonal += 1e-6 * (1 + diagonal.amax(1, keepdim=True))
         # With C = L L', the precision is L^-T L^-1; P must be upper triangular, and L^-T is.
-        lower = torch.linalg.cholesky(covariance)
+        lower = _cholesky(covariance)
         eye = torch.eye(d, dtype=wide, device=x.device).expand(k, -1, -1)
         factor = torch.linalg.solve_triangular(lower, eye, upper=False).mT
         self.logits.copy_((safe / safe.sum()).log())
@@ -124,8 +141,17 @@ class GaussianMixture(nn.Module):
         self.off_diagonal.copy_(factor.triu(1))
 
 
-def _outer(rows: Tensor) -> Tensor:
-    return rows[:, :, None] * rows[:, None, :]
+def _cholesky(matrices: Tensor) -> Tensor:
+    """Factorise covariances (K, D, D); those that rounding has left indefinite get a larger diagonal."""
+    ridge = torch.finfo(matrices.dtype).eps * matrices.diagonal(dim1=1, dim2=2).abs().amax(1)
+    lower: Tensor
+    lower, failed = torch.linalg.cholesky_ex(matrices)
+    while bool((failed > 0).any()):
+        ridge = 10 * ridge
+        eye = torch.eye(matrices.shape[1], dtype=matrices.dtype, device=matrices.device)
+        matrices = matrices + (failed > 0)[:, None, None] * ridge[:, None, None] * eye
+        lower, failed = torch.linalg.cholesky_ex(matrices)
+    return lower
 
 
 def _nearest(rows: Tensor, centres: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import types
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -102,6 +103,8 @@ def _adapt(role: str, model: Any, torch_method: str, sklearn_method: str) -> Mod
         raise OptionError(
             f"Expected {role} as an object; got the class {model.__name__}. Pass an instance of it."
         )
+    if isinstance(model, str | bytes):  # these have .encode and .decode, too
+        raise OptionError(f"Expected {role} as an object; got {model!r}. Load it first.")
     modules = _modules_of(model)
     own = getattr(model, torch_method, None)
     if callable(own):
@@ -126,22 +129,36 @@ def _modules_of(model: Any, depth: int = 3) -> list[nn.Module]:
         return [model]
     if depth == 0:
         return []
-    if inspect.ismethod(model):
+    parts: list[Any]
+    if isinstance(model, list | tuple | dict):
+        members = model.values() if isinstance(model, dict) else model
+        parts = [part for part in members if isinstance(part, nn.Module)]
+    elif inspect.ismethod(model):
         parts = [model.__self__]
     elif isinstance(model, functools.partial):
         parts = [model.func, *model.args, *model.keywords.values()]
     elif inspect.isfunction(model):
         cells = [cell.cell_contents for cell in model.__closure__ or () if _is_filled(cell)]
-        named = [model.__globals__.get(name) for name in model.__code__.co_names]
-        parts = cells + [part for part in named if isinstance(part, nn.Module)]
+        defaults = [*(model.__defaults__ or ()), *(model.__kwdefaults__ or {}).values()]
+        named = [model.__globals__.get(name) for name in _names_in(model.__code__)]
+        parts = cells + defaults + named
     elif hasattr(model, "__dict__") and not isinstance(model, type) and not inspect.ismodule(model):
-        parts = [part for part in vars(model).values() if isinstance(part, nn.Module)]
+        held = (nn.Module, list, tuple, dict)
+        parts = [part for part in vars(model).values() if isinstance(part, held)]
     else:
         return []
     found: list[nn.Module] = []
     for part in parts:
         found += [m for m in _modules_of(part, depth - 1) if not any(m is other for other in found)]
     return found
+
+
+def _names_in(code: types.CodeType) -> Iterator[str]:
+    """The global names (and attributes) that a function reads, also in its comprehensions and lambdas."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _names_in(constant)
 
 
 def _is_filled(cell: Any) -> bool:

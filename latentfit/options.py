@@ -9,7 +9,9 @@ import numbers
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin, get_type_hints
+
+import numpy as np
 
 from latentfit.errors import OptionError
 
@@ -28,7 +30,7 @@ class Interval:
     def __contains__(self, value: float) -> bool:
         above = value > self.low if self.open_low else value >= self.low
         below = value < self.high if self.open_high else value <= self.high
-        return above and below and math.isfinite(value)
+        return above and below and (isinstance(value, int) or math.isfinite(value))
 
     def __str__(self) -> str:
         if self.low == -math.inf and self.high == math.inf:
@@ -61,8 +63,9 @@ class _MismatchError(Exception):
 
 def describe_options(cls: type) -> dict[str, Option]:
     """List the options of a sampler class by name, in the order of its constructor."""
-    hints = get_type_hints(cls.__init__, include_extras=True)
-    parameters = list(inspect.signature(cls.__init__).parameters.values())[1:]  # without self
+    constructor: Any = cast(Any, cls).__init__
+    hints = get_type_hints(constructor, include_extras=True)
+    parameters = list(inspect.signature(constructor).parameters.values())[1:]  # without self
     named = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     return {
         p.name: Option(p.name, hints.get(p.name, Any), p.default)
@@ -155,14 +158,19 @@ def _coerce(annotation: Any, value: Any) -> Any:
             _require(len(value) == len(members), value)
             return tuple(_coerce(m, v) for m, v in zip(members, value, strict=True))
         return tuple(_coerce(members[0], v) for v in value)
-    if base is bool or base is str:
-        return base(_require(isinstance(value, base) or type(value).__name__ == "bool_", value))
-    if isinstance(value, bool) or type(value).__name__ == "bool_":
+    if base is bool:
+        return bool(_require(isinstance(value, bool | np.bool_), value))
+    if base is str:
+        return str(_require(isinstance(value, str), value))
+    if isinstance(value, bool | np.bool_):
         raise _MismatchError  # True is no number here
     if base is int:
         number: float = int(_require(isinstance(value, numbers.Integral), value))
     elif base is float:
-        number = float(_require(isinstance(value, numbers.Real), value))
+        try:
+            number = float(_require(isinstance(value, numbers.Real), value))
+        except OverflowError:
+            raise _MismatchError from None
     else:
         raise TypeError(f"Options can't have the type {base!r}.")
     return _require(number in (interval or Interval()), number)

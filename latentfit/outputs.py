@@ -11,7 +11,7 @@ from torch import Tensor
 
 from latentfit.errors import EncoderOutputError
 
-__all__ = ["single_tensor"]
+__all__ = ["from_array", "single_tensor"]
 
 
 def single_tensor(output: Any, *, role: str = "encoder") -> Tensor:
@@ -45,11 +45,21 @@ def single_tensor(output: Any, *, role: str = "encoder") -> Tensor:
     return _tensor(found[0])
 
 
+def from_array(array: np.ndarray[Any, Any]) -> Tensor:
+    """Give an array as a tensor; copies what tensors can't share: read-only, strided or byte-swapped memory.
+
+    Raises:
+        TypeError: torch has no such dtype.
+    """
+    native = array.dtype.newbyteorder("=")
+    return torch.from_numpy(np.require(array, native, ["C", "W", "E"]))
+
+
 def _tensor(value: Tensor | np.ndarray[Any, Any]) -> Tensor:
     if isinstance(value, Tensor):
         return value
     try:
-        return torch.from_numpy(np.ascontiguousarray(value))
+        return from_array(value)
     except TypeError:
         raise EncoderOutputError(
             f"Expected an array of numbers; got one of dtype {value.dtype}."

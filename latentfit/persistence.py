@@ -26,6 +26,7 @@ __all__ = ["atomic_path", "read_tensors", "write_tensors"]
 FORMAT_VERSION = 1
 _KEY = "latentfit"  # in the safetensors metadata
 _MOST_HEADER_BYTES = 16 * 2**20
+_BLANK = "0" * 64  # stands for the digest while the file is hashed
 
 
 @contextmanager
@@ -65,12 +66,12 @@ def write_tensors(
         OSError: The file can't be written; what was there before is unchanged.
     """
     plain = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
-    digest = hashlib.sha256(_payload(safetensors.torch.save(plain))).hexdigest()
-    full = {"format_version": FORMAT_VERSION, **header, "payload_sha256": digest}
+    full = {"format_version": FORMAT_VERSION, **header, "sha256": _BLANK}
     text = json.dumps(full, allow_nan=False, sort_keys=True)
     content = safetensors.torch.save(plain, metadata={_KEY: text})
+    digest = hashlib.sha256(content).hexdigest()
     with atomic_path(path) as temporary:
-        temporary.write_bytes(content)
+        temporary.write_bytes(content.replace(_BLANK.encode(), digest.encode(), 1))
 
 
 def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -82,12 +83,11 @@ def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
     """
     content = Path(path).read_bytes()
     header = _header(content, str(path))
-    payload = _payload(content)
-    digest = hashlib.sha256(payload).hexdigest()
-    if digest != header.get("payload_sha256"):
+    expected = str(header.get("sha256"))
+    digest = hashlib.sha256(content.replace(expected.encode(), _BLANK.encode(), 1)).hexdigest()
+    if digest != expected:
         raise FileFormatError(
-            f"{path}: damaged: expected SHA-256 {header.get('payload_sha256')}; got {digest}. Copy or save "
-            "it anew."
+            f"{path}: damaged: expected SHA-256 {expected}; got {digest}. Copy or save it anew."
         )
     try:
         return safetensors.torch.load(content), header
@@ -95,20 +95,17 @@ def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
         raise FileFormatError(f"{path}: expected a safetensors file; {error}.") from error
 
 
-def _payload(content: bytes) -> memoryview:
-    """The bytes after the safetensors header."""
-    return memoryview(content)[8 + int.from_bytes(content[:8], "little") :]
-
-
 def _header(content: bytes, path: str) -> dict[str, Any]:
     size = int.from_bytes(content[:8], "little")
     if len(content) < 10 or not 2 <= size <= min(len(content) - 8, _MOST_HEADER_BYTES):
-        raise FileFormatError(f"{path}: expected a safetensors file; this is none, or it is cut off.")
+        raise FileFormatError(
+            f"{path}: expected a safetensors file; this is none, or it is cut off."
+        )
     try:
         metadata = json.loads(content[8 : 8 + size]).get("__metadata__", {})
         text = metadata.get(_KEY)
         header = None if text is None else json.loads(text)
-    except (ValueError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise FileFormatError(f"{path}: expected a safetensors file; {error}.") from error
     if not isinstance(header, dict):
         raise FileFormatError(

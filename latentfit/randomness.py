@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ import torch
 
 from latentfit.errors import OptionError
 
-__all__ = ["check_seed", "isolated_rng"]
+__all__ = ["check_seed", "isolated_rng", "plugin_defaults"]
 
 
 @contextmanager
@@ -21,7 +21,7 @@ def isolated_rng(seed: int, device: torch.device) -> Iterator[torch.Generator]:
     """Seed torch, NumPy and random inside the block, and give their states back after it.
 
     Libraries that take no generator draw from the global ones; inside this block that is reproducible
-    and nobody outside sees it. The default dtype is float32 inside, as the rows that samplers see are.
+    and nobody outside sees it.
 
     Args:
         seed: A whole number in [0, 2**63).
@@ -30,22 +30,38 @@ def isolated_rng(seed: int, device: torch.device) -> Iterator[torch.Generator]:
     Yields:
         A generator on the device, seeded alike.
     """
-    python_state, numpy_state = random.getstate(), np.random.get_state()
-    dtype = torch.get_default_dtype()
+    python_state = random.getstate()
+    numpy_state = np.random.get_state()  # noqa: NPY002 - the global state is what libraries use
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         try:
-            torch.set_default_dtype(torch.float32)
             random.seed(seed)
-            np.random.seed(seed % 2**32)  # noqa: NPY002 - the global state is what libraries use
+            np.random.seed(seed % 2**32)  # noqa: NPY002
             torch.default_generator.manual_seed(seed)
             if devices:
-                torch.cuda.manual_seed(seed)
+                with torch.cuda.device(device):
+                    torch.cuda.manual_seed(seed)
             yield torch.Generator(device=device).manual_seed(seed)
         finally:
-            torch.set_default_dtype(dtype)
             random.setstate(python_state)
             np.random.set_state(numpy_state)  # noqa: NPY002
+
+
+@contextmanager
+def plugin_defaults(device: torch.device) -> Iterator[None]:
+    """Run a plugin under float32 as the default dtype, whatever the caller has set.
+
+    A default device that is neither the plugin's nor the CPU is replaced for the time, too. (Replacing it
+    always would cost each small operation some two microseconds.)
+    """
+    dtype = torch.get_default_dtype()
+    foreign = torch.get_default_device().type not in ("cpu", device.type)
+    try:
+        torch.set_default_dtype(torch.float32)
+        with device if foreign else nullcontext():
+            yield
+    finally:
+        torch.set_default_dtype(dtype)
 
 
 def check_seed(seed: Any) -> int:

@@ -103,9 +103,9 @@ def _entries(group: str) -> dict[str, list[EntryPoint]]:
 
 
 def _distribution(entry: EntryPoint) -> tuple[str, str]:
-    if entry.dist is None:
+    if entry.dist is None or not entry.dist.metadata["Name"]:  # no METADATA file, or an empty one
         return "unknown distribution", "?"
-    return entry.dist.name, entry.dist.version
+    return entry.dist.name, entry.dist.metadata["Version"] or "?"
 
 
 def _list(group: str) -> list[PluginInfo]:
@@ -121,10 +121,10 @@ def _duplicate(name: str, entries: list[EntryPoint]) -> str:
     return f"{name!r} is registered by {owners}; uninstall one of them."
 
 
-def _load(group: str, kind: str, name: str) -> Any:
+def _load(group: str, kind: str, name: Any) -> Any:
     entries = _entries(group)
-    if name not in entries:
-        close = difflib.get_close_matches(str(name), entries, n=1)
+    if not isinstance(name, str) or name not in entries:
+        close = difflib.get_close_matches(str(name).lower(), entries, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
         listed = ", ".join(entries) or "none"
         raise UnknownPluginError(f"Unknown {kind} {name!r}; installed: {listed}.{hint}")

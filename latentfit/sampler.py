@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from typing import Any
@@ -14,14 +15,16 @@ from latentfit.encoding import check_finite
 from latentfit.errors import (
     DataError,
     DecoderUnavailable,
+    DensityUnavailable,
     FileFormatError,
     LatentfitError,
     OptionError,
 )
-from latentfit.models import decoder_of
+from latentfit.models import Model, decoder_of
 from latentfit.options import resolve_options
+from latentfit.outputs import from_array
 from latentfit.persistence import read_tensors, write_tensors
-from latentfit.randomness import check_seed, isolated_rng
+from latentfit.randomness import check_seed, isolated_rng, plugin_defaults
 from latentfit.registry import load_sampler_class
 from latentfit.sampler_base import Sampler
 from latentfit.transforms import TRANSFORMS, Transform
@@ -34,10 +37,10 @@ _DTYPES["bfloat16"] = torch.bfloat16
 
 
 class LatentSampler:
-    """A distribution over an encoder's latents: draws them, scores them, and can be saved.
+    r"""A distribution over an encoder's latents: draws them, scores them, and can be saved.
 
     Made by :func:`latentfit.fit_latent_sampler` and :func:`latentfit.load_sampler`. Latents have the shape
-    (n, \\*shape), the dtype and the units of the encoder's own.
+    (n, \*shape), the dtype and the units of the encoder's own.
 
     Attributes:
         history: The training curves: lists of equal length by name, with "step" among them. Losses of
@@ -54,11 +57,12 @@ class LatentSampler:
         info: dict[str, Any],
         history: dict[str, list[float]],
         device: torch.device,
-        decoder: Any = None,
+        decoder: Model | None = None,
     ) -> None:
         self._plugin = plugin.requires_grad_(False).eval()
+        plugin.zero_grad(set_to_none=True)  # the training's last gradients
         self._transform = transform
-        self._decoder = None if decoder is None else decoder_of(decoder)
+        self._decoder = decoder
         self._device = device
         self.info = info
         self.history = history
@@ -105,7 +109,7 @@ class LatentSampler:
         return self
 
     def sample(self, n: int, *, seed: int | None = None) -> Tensor:
-        """Draw latents.
+        r"""Draw latents.
 
         Args:
             n: How many, >= 0.
@@ -113,32 +117,36 @@ class LatentSampler:
                 ones. The global random state is neither used nor changed.
 
         Returns:
-            Latents (n, \\*shape).
+            Latents (n, \*shape).
 
         Raises:
             OptionError: n or seed is not such a number.
             NonFiniteError: The fitted method drew NaN or infinity.
         """
-        if isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 0:
-            raise OptionError(f"Expected n as a whole number >= 0; got {n!r}.")
-        parts = []
-        with isolated_rng(check_seed(seed), self.device) as generator, torch.no_grad():
-            for start in range(0, int(n), _CHUNK):
-                parts.append(self._plugin.sample(min(_CHUNK, int(n) - start), generator))
+        n = _check_number(n)
+        with (
+            isolated_rng(check_seed(seed), self.device) as generator,
+            plugin_defaults(self.device),
+            torch.no_grad(),
+        ):
+            parts = [
+                self._plugin.sample(min(_CHUNK, n - start), generator)
+                for start in range(0, n, _CHUNK)
+            ]
         if not parts:
             return torch.empty(0, *self.shape, dtype=self.dtype, device=self.device)
         rows = torch.cat(parts)
         check_finite(rows, "samples", "the fit is unstable: fit again with a lower learning_rate")
-        return self._transform.inverse(rows, self.dtype).view(int(n), *self.shape)
+        return self._transform.inverse(rows, self.dtype).view(n, *self.shape)
 
     def log_prob(self, z: Tensor | np.ndarray[Any, Any]) -> Tensor:
-        """Compute the exact log density of latents, differentiable in z.
+        r"""Compute the exact log density of latents, differentiable in z.
 
         Where dimensions are constant in the data, the density is over the others, and minus infinity for
         a latent that departs from the constants.
 
         Args:
-            z: Latents (n, \\*shape) in the encoder's units.
+            z: Latents (n, \*shape) in the encoder's units.
 
         Returns:
             (n,) float32, in nats, in the encoder's units (the transform's determinant is included).
@@ -148,19 +156,26 @@ class LatentSampler:
             DataError: z has another shape.
             NonFiniteError: z holds NaN or infinity.
         """
-        latents = self._latents(z).flatten(1)
+        if not self.has_density:
+            raise DensityUnavailable(
+                f"{self.method!r} draws samples but has no density; choose a method with has_density."
+            )
+        latents = self._latents(z)
+        if not len(latents):
+            return torch.zeros(0, dtype=torch.float32, device=self.device)
         parts = []
-        for part in latents.split(_CHUNK):
-            rows = self._plugin.log_prob(self._transform.forward(part))
-            parts.append(rows + self._transform.log_determinant(part))
-        return torch.cat(parts) if parts else latents.new_zeros(0, dtype=torch.float32)
+        with plugin_defaults(self.device):
+            for part in latents.reshape(len(latents), self.dim).split(_CHUNK):
+                rows = self._plugin.log_prob(self._transform.forward(part))
+                parts.append(rows + self._transform.log_determinant(part))
+        return torch.cat(parts)
 
     def score_samples(self, z: Tensor | np.ndarray[Any, Any]) -> Tensor:
         """Do what :meth:`log_prob` does; scikit-learn's name for it."""
         return self.log_prob(z)
 
     def decode(self, z: Tensor | np.ndarray[Any, Any]) -> Tensor:
-        """Decode latents (n, \\*shape) with the decoder, in eval mode; differentiable in z.
+        r"""Decode latents (n, \*shape) with the decoder, in eval mode; differentiable in z.
 
         Raises:
             DecoderUnavailable: None was given.
@@ -172,8 +187,8 @@ class LatentSampler:
             )
         latents = self._latents(z)
         with self._decoder.evaluating():
-            if not len(latents):
-                return self._decoder(latents)
+            if not len(latents):  # some decoders can't take none: decode one to learn the shape
+                return self._decoder(latents.new_zeros(1, *self.shape))[:0]
             size = int(self.info["batch_size"])
             return torch.cat([self._decoder(part) for part in latents.split(size)])
 
@@ -200,12 +215,17 @@ class LatentSampler:
 
     def _latents(self, z: Tensor | np.ndarray[Any, Any]) -> Tensor:
         """Check latents and put them on the device."""
-        latents = torch.as_tensor(z)
+        try:
+            latents = z if isinstance(z, Tensor) else from_array(np.asarray(z))
+        except (TypeError, ValueError) as error:
+            raise DataError(f"Expected latents as a tensor or an array; {error}.") from error
         if latents.ndim != len(self.shape) + 1 or tuple(latents.shape[1:]) != self.shape:
             raise DataError(
                 f"Expected latents of shape (n, {', '.join(map(str, self.shape))}); "
                 f"got {tuple(latents.shape)}."
             )
+        if latents.is_complex():
+            raise DataError(f"Expected real latents; got {latents.dtype}.")
         if not latents.is_floating_point():
             latents = latents.float()
         check_finite(latents.detach(), "latents", "leave these rows out")
@@ -225,6 +245,7 @@ class LatentSampler:
         )
 
 
+@torch.inference_mode(False)  # weights made in inference mode would allow no gradients later
 def load_sampler(
     path: str | os.PathLike[str], *, device: str | torch.device | None = None, decoder: Any = None
 ) -> LatentSampler:
@@ -243,14 +264,19 @@ def load_sampler(
         PluginLoadError: The method's plugin is broken.
         OSError: The file can't be read.
     """
+    decoding = None if decoder is None else decoder_of(decoder)
+    target = resolve_device("cpu" if device is None else device)
     tensors, header = read_tensors(path)
     try:
         info, history = header["info"], header["history"]
         method, dim = info["method"], info["dim"]
         shape, n, dtype = info["shape"], info["n"], info["dtype"]
         options, transform_class = info["options"], TRANSFORMS[info["transform"]]
-        if dtype not in _DTYPES or int(np.prod(shape, dtype=np.int64)) != dim or not n > 0:
-            raise ValueError(f"dtype {dtype!r}, shape {shape!r}, dim {dim!r}, n {n!r}")
+        sizes = [*shape, dim, n]
+        if not all(type(size) is int and size > 0 for size in sizes) or math.prod(shape) != dim:
+            raise ValueError(f"shape {shape!r}, dim {dim!r}, n {n!r}")
+        if dtype not in _DTYPES or not isinstance(options, dict):
+            raise ValueError(f"dtype {dtype!r}, options {options!r}")
     except (KeyError, TypeError, ValueError) as error:
         raise FileFormatError(
             f"{path}: expected a latentfit header; {type(error).__name__}: {error}."
@@ -259,8 +285,9 @@ def load_sampler(
     parts: dict[str, dict[str, Tensor]] = {"sampler": {}, "transform": {}}
     for key, tensor in tensors.items():
         part, _, name = key.partition(".")
-        parts.setdefault(part, {})[name] = tensor
-    target = resolve_device(device or "cpu")
+        if part not in parts:
+            raise FileFormatError(f"{path}: expected tensors of a sampler; got one called {key!r}.")
+        parts[part][name] = tensor
     try:
         transform = transform_class.from_state(parts["transform"], dim)
         resolved = resolve_options(plugin_class, options, method=method)
@@ -270,7 +297,7 @@ def load_sampler(
         raise FileFormatError(f"{path}: {error}") from error
     info = {**info, "options": resolved}
     return LatentSampler(
-        plugin.to(target), transform, info=info, history=history, device=target, decoder=decoder
+        plugin.to(target), transform, info=info, history=history, device=target, decoder=decoding
     )
 
 
@@ -278,7 +305,8 @@ def build_plugin(
     cls: Callable[..., Sampler], options: dict[str, Any], *, dim: int, n: int, seed: int
 ) -> Sampler:
     """Construct a plugin and create its tensors, on the CPU, by one seed."""
-    with isolated_rng(seed, torch.device("cpu")), torch.device("cpu"):
+    cpu = torch.device("cpu")
+    with isolated_rng(seed, cpu), plugin_defaults(cpu):
         plugin = cls(**options)
         plugin.build(dim, n)
     return plugin
@@ -297,13 +325,24 @@ def _load_state(plugin: Sampler, state: dict[str, Tensor]) -> None:
     plugin.load_state_dict(state)
 
 
+def _check_number(n: Any) -> int:
+    if isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 0:
+        raise OptionError(f"Expected n as a whole number >= 0; got {n!r}.")
+    return int(n)
+
+
 def resolve_device(device: str | torch.device) -> torch.device:
     """Check a device.
 
     Raises:
-        OptionError: It is no device's name.
+        OptionError: It is no device's name, or not on this machine.
     """
     try:
-        return torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise OptionError(f"Expected device as 'cpu', 'cuda', 'cuda:0', ...; got {device!r}.") from error
+        resolved = torch.device(device)
+        torch.zeros(1, device=resolved).item()
+    except (RuntimeError, TypeError, AssertionError) as error:
+        raise OptionError(
+            f"Expected device as one of this machine's: 'cpu', 'cuda', 'cuda:0', ...; got {device!r} "
+            f"({str(error).splitlines()[0]})."
+        ) from error
+    return resolved

@@ -47,7 +47,7 @@ class Sampler(nn.Module, ABC):
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
         """Draw n rows, (n, D)."""
 
-    def log_prob(self, rows: Tensor) -> Tensor:
+    def log_prob(self, rows: Tensor) -> Tensor:  # noqa: ARG002 - subclasses use it
         """Log density in nats, (n,), of rows (n, D).
 
         Raises:
@@ -123,7 +123,7 @@ class FlowSampler(Sampler):
         if isinstance(self.noise, GaussianMixture):
             with torch.no_grad():
                 start = torch.cat([self.to_base(part)[0] for part in rows.split(8192)])
-            self.noise.fit(start, run.generator)
+            self.noise.fit(start, run.generator, stop=lambda: run.elapsed() >= 1)
         train(
             self,
             lambda batch: -self.log_prob(batch).mean(),

@@ -35,7 +35,7 @@ class Run:
     generator: torch.Generator
     batch_size: int = 512
     max_seconds: float | None = None
-    show: Callable[[int, int, dict[str, float]], None] = lambda step, total, values: None
+    show: Callable[[int, int, dict[str, float]], None] = lambda *_: None
     history: dict[str, list[float]] = field(default_factory=dict)
     started: float = field(default_factory=time.monotonic)
 
@@ -47,15 +47,18 @@ class Run:
             whichever is further, so that a schedule over it ends with the run.
         """
         for step in range(total):
-            fraction = step / total
-            if self.max_seconds is not None:
-                elapsed = (time.monotonic() - self.started) / self.max_seconds
-                if elapsed >= 1:
-                    return
-                fraction = max(fraction, elapsed)
+            fraction = max(step / total, self.elapsed())
+            if fraction >= 1:
+                return
             self.show(step, total, {})
             yield step, fraction
         self.show(total, total, {})
+
+    def elapsed(self) -> float:
+        """Tell the fraction of ``max_seconds`` that is over; 0 where there is no such limit."""
+        if self.max_seconds is None:
+            return 0.0
+        return (time.monotonic() - self.started) / self.max_seconds
 
     def log(self, step: int, total: int, **values: float) -> None:
         """Append a point to the training curves and show it."""
@@ -88,11 +91,12 @@ class ParameterAverage:
 
     Args:
         parameters: What to average.
-        decay: The weight of the past in each update; the early ones use ``(1 + t) / (10 + t)`` where that is less.
+        decay: The weight of the past in each update; the early ones use ``(1 + t) / (10 + t)`` where that is
+            less.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], decay: float) -> None:
-        self._live = [p for p in parameters if p.requires_grad]
+        self._live: list[Tensor] = [p for p in parameters if p.requires_grad]
         self.decay = decay
         self.updates = 0
         self.average = [p.detach().clone() for p in self._live]
@@ -151,14 +155,13 @@ def train(
     average = ParameterAverage(parameters, ema)
     every = max(1, min(steps // _EVALUATIONS, 100))
     best = _Best(module, patience)
-    initial = _evaluate(module, loss, held_out if len(held_out) else rows[:_EVALUATION_ROWS])
+    watched = held_out if len(held_out) else rows[:_EVALUATION_ROWS]
+    initial = _evaluate(module, loss, watched)
     if not math.isfinite(initial):
-        raise DivergenceError(
-            f"The loss is {initial} before the first training step; {_REMEDY}."
-        )
+        raise DivergenceError(f"The loss is {initial} before the first training step; {_REMEDY}.")
     if len(held_out):
         best.offer(initial)
-        run.log(0, steps, train_loss=initial, validation_loss=initial)
+    run.log(0, steps, train_loss=initial, **({"validation_loss": initial} if len(held_out) else {}))
     total, since = torch.zeros((), device=rows.device), 0
 
     def stop_after_evaluation(done: int) -> bool:
@@ -166,11 +169,12 @@ def train(
         mean, since = float(total) / since, 0
         total.zero_()
         average.swap()
-        measured = _evaluate(module, loss, held_out) if len(held_out) else mean
+        measured = _evaluate(module, loss, watched)
         if not (math.isfinite(mean) and math.isfinite(measured)):
             best.restore()
             raise DivergenceError(
-                f"Training diverged at step {done} (loss {mean:.4g}, held-out {measured:.4g}); {_REMEDY}."
+                f"Training diverged at step {done} (training loss {mean:.4g}, evaluated {measured:.4g}); "
+                f"{_REMEDY}."
             )
         stop = best.offer(measured) if len(held_out) else best.keep(measured)
         average.swap()
@@ -188,7 +192,7 @@ def train(
             group["lr"] = rate
         optimiser.zero_grad(set_to_none=True)
         value = loss(next(batches))
-        value.backward()  # type: ignore[no-untyped-call]
+        value.backward()
         torch.nn.utils.clip_grad_norm_(parameters, max_norm, foreach=True)
         optimiser.step()
         average.update()

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from latentfit.errors import FileFormatError, OptionError
+from latentfit.errors import DataError, FileFormatError, OptionError
 
 __all__ = ["TRANSFORMS", "Identity", "Standardize", "Transform", "make_transform"]
+
+
+_LARGEST = 1e12  # its square, summed over rows, is far inside float32
 
 
 class Transform(ABC):
@@ -76,7 +79,17 @@ class Identity(Transform):
 
     @classmethod
     def fit(cls, latents: Tensor) -> Identity:
-        """Remember the number of columns."""
+        """Remember the number of columns.
+
+        Raises:
+            DataError: Values whose squares leave float32's range.
+        """
+        largest = float(latents.abs().max())
+        if largest > _LARGEST:
+            raise DataError(
+                f"Expected latents up to {_LARGEST:g} for transform='none'; got {largest:.3g}. Use "
+                "transform='standardize'."
+            )
         return cls(latents.shape[1])
 
     def forward(self, latents: Tensor) -> Tensor:
@@ -85,11 +98,11 @@ class Identity(Transform):
 
     def inverse(self, rows: Tensor, dtype: torch.dtype) -> Tensor:
         """Convert to the dtype."""
-        return rows.to(dtype)
+        return _narrowed(rows, dtype)
 
     def log_determinant(self, latents: Tensor) -> Tensor:
         """Zero."""
-        return torch.zeros(len(latents), device=latents.device)
+        return torch.zeros(len(latents), dtype=torch.float32, device=latents.device)
 
     def state(self) -> dict[str, Tensor]:
         """No tensors."""
@@ -127,11 +140,23 @@ class Standardize(Transform):
 
     @classmethod
     def fit(cls, latents: Tensor) -> Standardize:
-        """Measure means and standard deviations; a spread within float32's rounding counts as none."""
+        """Measure means and standard deviations; a range within the dtype's rounding counts as constant.
+
+        Raises:
+            DataError: Values whose squares leave float64's range.
+        """
         wide = latents.to(_wide(latents.device))
         mean, scale = wide.mean(0), wide.std(0, correction=0)
-        noise = 4 * torch.finfo(torch.float32).eps * wide.abs().amax(0)
-        return cls(mean, torch.where(scale > noise, scale, torch.zeros_like(scale)))
+        low, high = wide.aminmax(dim=0)
+        if not bool((mean.isfinite() & scale.isfinite()).all()):
+            raise DataError(
+                f"Expected latents whose squares are finite; got values from {float(low.min()):.3g} to "
+                f"{float(high.max()):.3g}. Scale them down."
+            )
+        eps = torch.finfo(wide.dtype if latents.dtype == wide.dtype else torch.float32).eps
+        varies = high - low > 4 * eps * torch.maximum(low.abs(), high.abs())
+        mean = torch.where(low == high, low, mean)  # a mean of equal numbers may be off by rounding
+        return cls(mean, torch.where(varies, scale, torch.zeros_like(scale)))
 
     def forward(self, latents: Tensor) -> Tensor:
         """Standardise and drop the constant dimensions."""
@@ -147,22 +172,22 @@ class Standardize(Transform):
         wide = rows.to(_wide(rows.device))
         mean, scale = self.mean.to(wide), self.scale.to(wide)
         if self._all_kept:
-            return torch.addcmul(mean, wide, scale).to(dtype)
+            return _narrowed(torch.addcmul(mean, wide, scale), dtype)
         kept = self._kept.to(rows.device)
         latents = mean.repeat(len(rows), 1)
         latents[:, kept] = torch.addcmul(mean[kept], wide, scale[kept])
-        return latents.to(dtype)
+        return _narrowed(latents, dtype)
 
     def log_determinant(self, latents: Tensor) -> Tensor:
         """Minus the sum of the logs of the kept scales; minus infinity off the constant subspace."""
         value = -float(self.scale[self._kept].log().sum())
-        result = torch.full((len(latents),), value, device=latents.device)
+        result = torch.full((len(latents),), value, dtype=torch.float32, device=latents.device)
         if not self._all_kept:
             constant = ~self._kept.to(latents.device)
-            target = self.mean.to(latents.device, torch.float32)[constant]
-            gap = (latents[:, constant].float() - target).abs()
-            tolerance = torch.finfo(latents.dtype).eps * 8 * target.abs().clamp_min(1e-30)
-            result[(gap > tolerance).any(dim=1)] = -math.inf
+            wide = latents.detach().to(_wide(latents.device))[:, constant]
+            target = self.mean.to(wide)[constant]
+            eps = max(torch.finfo(dtype).eps for dtype in (latents.dtype, torch.float32))
+            result[((wide - target).abs() > 8 * eps * target.abs()).any(dim=1)] = -math.inf
         return result
 
     def state(self) -> dict[str, Tensor]:
@@ -191,7 +216,7 @@ class Standardize(Transform):
 TRANSFORMS: dict[str, type[Transform]] = {t.name: t for t in (Standardize, Identity)}
 
 
-def make_transform(name: str) -> type[Transform]:
+def make_transform(name: Any) -> type[Transform]:
     """Find a transform's class by name.
 
     Raises:
@@ -205,6 +230,12 @@ def make_transform(name: str) -> type[Transform]:
 
 def _wide(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64  # mps has no float64
+
+
+def _narrowed(wide: Tensor, dtype: torch.dtype) -> Tensor:
+    """Convert; what a narrow dtype would turn to infinity becomes its largest number."""
+    info = torch.finfo(dtype)
+    return wide.clamp(info.min, info.max).to(dtype)
 
 
 def _check_state(state: dict[str, Tensor], shapes: dict[str, tuple[int, ...]]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Annotated
 
@@ -72,6 +73,28 @@ class WGANGP(Sampler):
         generator_total = rows.new_zeros(())
         since = 0
         finite = [a.clone() for a in average.average]
+
+        @torch.no_grad()
+        def evaluate(done: int) -> None:
+            nonlocal since, finite
+            losses = float(critic_total) / since / self.critic_steps, float(generator_total) / since
+            average.swap()
+            drawn = self.sample(64, torch.Generator(rows.device).manual_seed(0))
+            average.swap()
+            if not (all(map(math.isfinite, losses)) and bool(drawn.isfinite().all())):
+                average.average = finite
+                average.swap()
+                raise DivergenceError(
+                    f"Training diverged at step {done} (critic loss {losses[0]:.4g}, generator loss "
+                    f"{losses[1]:.4g}); lower learning_rate or raise penalty."
+                )
+            finite = [a.clone() for a in average.average]
+            run.log(done, self.steps, critic_loss=losses[0], generator_loss=losses[1])
+            critic_total.zero_()
+            generator_total.zero_()
+            since = 0
+
+        step = -1
         for step, fraction in run.steps(self.steps):
             for group in (*on_generator.param_groups, *on_critic.param_groups):
                 group["lr"] = self.learning_rate * (1 - 0.95 * fraction)
@@ -81,37 +104,28 @@ class WGANGP(Sampler):
                     fake = self.sample(len(real), run.generator)
                 loss = self._critic_loss(critic, real, fake, run.generator)
                 on_critic.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
                 on_critic.step()
                 critic_total += loss.detach()
             critic.requires_grad_(False)
             loss = -critic(self.sample(run.batch_size, run.generator)).mean()  # equation (8)
             on_generator.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             on_generator.step()
             critic.requires_grad_(True)
             average.update()
             generator_total += loss.detach()
             since += 1
             if since == every:
-                losses = float(critic_total) / since / self.critic_steps, float(generator_total) / since
-                if not all(map(math.isfinite, losses)):
-                    average.average = finite
-                    average.swap()
-                    raise DivergenceError(
-                        f"Training diverged at step {step + 1} (critic loss {losses[0]:.4g}, generator loss "
-                        f"{losses[1]:.4g}); lower learning_rate or raise penalty."
-                    )
-                finite = [a.clone() for a in average.average]
-                run.log(step + 1, self.steps, critic_loss=losses[0], generator_loss=losses[1])
-                critic_total.zero_()
-                generator_total.zero_()
-                since = 0
+                evaluate(step + 1)
+        if since:  # the steps after the last evaluation count too
+            evaluate(step + 1)
         average.swap()
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
         """Draw n rows, (n, D)."""
         first = self.generator[0]
+        assert isinstance(first, nn.Linear)
         noise = torch.randn(n, first.in_features, generator=generator, device=first.weight.device)
         rows: Tensor = self.generator(noise)
         return rows
@@ -125,7 +139,7 @@ class WGANGP(Sampler):
         (gradient,) = torch.autograd.grad(critic(between).sum(), between, create_graph=True)
         norm = (gradient.square().sum(dim=1) + 1e-12).sqrt()  # differentiable at zero
         penalty = (norm - 1).square().mean()
-        scores = critic(torch.cat((real, fake))).view(2, -1).mean(dim=1)
+        scores: Tensor = critic(torch.cat((real, fake))).view(2, -1).mean(dim=1)
         return scores[1] - scores[0] + self.penalty * penalty
 
     def _adam(self, network: nn.Module) -> torch.optim.Adam:
@@ -138,6 +152,6 @@ class WGANGP(Sampler):
 def _network(widths: tuple[int, ...]) -> nn.Sequential:
     """Fully connected layers with leaky ReLU between."""
     layers: list[nn.Module] = []
-    for n_in, n_out in zip(widths, widths[1:], strict=False):
+    for n_in, n_out in itertools.pairwise(widths):
         layers += [nn.Linear(n_in, n_out), nn.LeakyReLU(0.2)]
     return nn.Sequential(*layers[:-1])

@@ -129,9 +129,9 @@ def rational_quadratic_spline(
 ) -> tuple[Tensor, Tensor]:
     """Monotone rational-quadratic spline with linear tails: nflows' function, dense and without its assert.
 
-    nflows selects the inputs inside the bound with boolean masks and asserts that a discriminant, which rounding
-    can push below zero, is not negative. Here every input is computed, tails are chosen at the end, and the
-    discriminant is clamped at zero.
+    nflows selects the inputs inside the bound with boolean masks and asserts that a discriminant, which
+    rounding can push below zero, is not negative. Here every input is computed, tails are chosen at the end,
+    and the discriminant is clamped at zero.
 
     Args:
         inputs: Any shape S.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import normflows as nf
 import torch
@@ -61,6 +61,7 @@ class RealNVP(FlowSampler):
     def to_base(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Map rows (n, D) to the base's space: (n, D) and the log absolute determinant (n,)."""
         total = rows.new_zeros(len(rows))
+        flow: Any  # normflows' layers are modules with an inverse method
         for flow in reversed(self.flows):
             rows, log_determinant = flow.inverse(rows)
             total = total + log_determinant

@@ -1,0 +1,96 @@
+"""The walls between latentfit, its plugins and its benchmarks, in imports that are lazy too."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PLUGINS = {path.stem for path in (ROOT / "plugins").glob("*.py")}
+LIBRARIES = {"matplotlib", "nflows", "normflows", "pooch", "sklearn"}
+PUBLIC = {"latentfit", "latentfit.errors", "latentfit.metrics", "latentfit.plugin"}
+
+
+def imported(source: str) -> Iterator[str]:
+    """The modules that a source imports, at its top and inside functions."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            module = "." * node.level + (node.module or "")
+            yield module
+            if (
+                module == "latentfit"
+            ):  # `from latentfit import training` is an import of a module too
+                for alias in node.names:
+                    if (ROOT / "latentfit" / f"{alias.name}.py").exists():
+                        yield f"latentfit.{alias.name}"
+
+
+def breaches_everywhere(source: str) -> set[str]:
+    """Names that exist in a checkout and an editable install only, never in a wheel."""
+    return {name for name in imported(source) if name.split(".")[0] in {"plugins", "benchmarks"}}
+
+
+def breaches_of_latentfit(source: str) -> set[str]:
+    banned = PLUGINS | LIBRARIES | {"latentfit_bench"}
+    return {name for name in imported(source) if name.split(".")[0] in banned}
+
+
+def breaches_of_plugin(source: str) -> set[str]:
+    names = {name for name in imported(source) if name.split(".")[0].startswith("latentfit")}
+    return names - {"latentfit.plugin"}
+
+
+def breaches_of_bench(source: str) -> set[str]:
+    names = {name for name in imported(source) if name.split(".")[0].startswith("latentfit")}
+    return {n for n in names - PUBLIC if n.split(".")[0] != "latentfit_bench"}
+
+
+WALLS = [
+    ("latentfit", breaches_everywhere),
+    ("plugins", breaches_everywhere),
+    ("benchmarks", breaches_everywhere),
+    ("tests", breaches_everywhere),
+    ("latentfit", breaches_of_latentfit),
+    ("plugins", breaches_of_plugin),
+    ("benchmarks/latentfit_bench", breaches_of_bench),
+]
+
+
+@pytest.mark.parametrize("folder, breaches", WALLS)
+def test_wall_holds(folder, breaches):
+    files = sorted((ROOT / folder).rglob("*.py"))
+    assert files
+    found = {str(path.relative_to(ROOT)): breaches(path.read_text("utf-8")) for path in files}
+    assert {path: names for path, names in found.items() if names} == {}
+
+
+@pytest.mark.parametrize(
+    "breaches, source",
+    [
+        (breaches_everywhere, "import plugins.latentfit_gan"),
+        (breaches_everywhere, "def f():\n    from benchmarks.latentfit_bench import idx"),
+        (breaches_of_latentfit, "def f():\n    import latentfit_gan"),
+        (breaches_of_latentfit, "from sklearn.decomposition import PCA"),
+        (breaches_of_latentfit, "import latentfit_bench.mnist"),
+        (breaches_of_plugin, "from latentfit.training import train"),
+        (breaches_of_plugin, "from latentfit import training"),
+        (breaches_of_plugin, "import latentfit_nflows"),
+        (breaches_of_bench, "from latentfit.sampler import LatentSampler"),
+        (breaches_of_bench, "from latentfit import sampler"),
+        (breaches_of_bench, "import latentfit_gan"),
+    ],
+)
+def test_wall_would_be_seen_to_fall(breaches, source):
+    assert breaches(source)
+
+
+def test_click_is_imported_by_the_command_line_and_the_registry_only():
+    users = {
+        path.name
+        for path in (ROOT / "latentfit").glob("*.py")
+        if "click" in set(imported(path.read_text("utf-8")))
+    }
+    assert users == {"cli.py", "registry.py"}

@@ -1,0 +1,418 @@
+"""The command line: what it prints where, what it writes, and how it exits."""
+
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import latentfit
+from latentfit import load_sampler
+from latentfit.arrays import read_array, write_array
+from latentfit.cli import cli, main
+
+COMMANDS = sorted(cli.commands)
+QUICK = ("-o", "steps=20", "-o", "layers=2", "-o", "components=2")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A folder with latents.npy (400, 3) and two samplers fitted to them by the command line."""
+    folder = tmp_path_factory.mktemp("cli")
+    generator = torch.Generator().manual_seed(0)
+    write_array(folder / "latents.npy", 5 + 3 * torch.randn(400, 3, generator=generator))
+    common = ("--latents", str(folder / "latents.npy"), "--quiet")
+    assert main(["fit", *common, *QUICK, "--out", str(folder / "flow.safetensors")]) == 0
+    gan = ("--method", "wgan-gp", "-o", "steps=5", "-o", "hidden=8,8")
+    assert main(["fit", *common, *gan, "--out", str(folder / "gan.safetensors")]) == 0
+    return folder
+
+
+@pytest.fixture
+def run(capsys, folder, monkeypatch):
+    """Run a command line in a folder with those files; gives its exit code, stdout and stderr."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+    def run(*words: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = main(words)
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def start(*words: str, cwd: Path, **options) -> subprocess.Popen[str]:
+    """Start a command line in a process of its own."""
+    # Unbuffered, Python takes a write that a closed pipe cut short for a whole one.
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "latentfit", *words],
+        cwd=cwd,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+@pytest.mark.parametrize("words", [(), *((name,) for name in COMMANDS)])
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+def test_help_has_examples(run, words, flag):
+    code, out, err = run(*words, flag)
+    assert (code, err) == (0, "")
+    assert "Examples:\n  " in out
+    assert f"  latentfit {' '.join(words)}".rstrip() in out.partition("Examples:")[2]
+
+
+def test_version(run):
+    assert run("--version") == (0, f"latentfit {latentfit.__version__}\n", "")
+
+
+def test_fit_says_what_it_saved_unless_quiet(run, tmp_path):
+    out = str(tmp_path / "s.safetensors")
+    code, told, err = run("fit", "--latents", "latents.npy", *QUICK, "--out", out)
+    assert (code, err) == (0, "")
+    assert told.startswith(f"{out}: LatentSampler('realnvp'")
+    assert run("fit", "--latents", "latents.npy", *QUICK, "--out", out, "--quiet") == (0, "", "")
+
+
+def test_fit_passes_everything_on(run, tmp_path):
+    out = str(tmp_path / "s.safetensors")
+    words = ["fit", "--latents", "latents.npy", *QUICK, "-o", "hidden=16,8", "-o", "base=normal"]
+    words += ["-o", "learning-rate=1e-3", "--transform", "none", "--validation", "0.25"]
+    words += ["--batch-size", "64", "--seed", "7", "--device", "cpu", "--max-seconds", "60"]
+    assert run(*words, "--out", out)[0] == 0
+    facts = load_sampler(out).info
+    assert facts["options"] == {
+        "layers": 2,
+        "hidden": (16, 8),
+        "base": "normal",
+        "components": 2,
+        "steps": 20,
+        "learning_rate": 1e-3,
+    }
+    expected = {"transform": "none", "n": 300, "n_validation": 100, "batch_size": 64, "seed": 7}
+    assert expected.items() <= facts.items()
+
+
+def test_fit_is_the_api_s(run, tmp_path):
+    latents = read_array("latents.npy")
+    direct = latentfit.fit_latent_sampler(None, latents, steps=20, layers=2, components=2)
+    loaded = load_sampler("flow.safetensors")
+    assert torch.equal(loaded.sample(9, seed=1), direct.sample(9, seed=1))
+
+
+def test_max_seconds_ends_a_fit(run, tmp_path):
+    out = str(tmp_path / "s.safetensors")
+    started = time.monotonic()
+    words = ("fit", "--latents", "latents.npy", "-o", "steps=100000000", "--validation", "0")
+    assert run(*words, "--max-seconds", "1", "--out", out)[0] == 0
+    assert time.monotonic() - started < 30
+    assert load_sampler(out).sample(3).shape == (3, 3)
+
+
+def test_fit_with_an_encoder_from_the_current_folder(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("my_models_a.py").write_text(
+        "import torch\n"
+        "class Pair:\n"
+        "    encoder = torch.nn.Linear(6, 2)\n"
+        "Pair.encoder.weight.data = torch.arange(12.0).view(2, 6).sin()\n"
+    )
+    write_array("x.npz", torch.arange(300.0, dtype=torch.float64).square().sin().view(50, 6))
+    words = ("fit", "--encoder", "my_models_a:Pair.encoder", "--data", "x.npz", *QUICK)
+    assert run(*words, "--quiet", "--out", "s.safetensors") == (0, "", "")
+    assert load_sampler("s.safetensors").shape == (2,)
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz", ".safetensors", ".pt"])
+def test_sample_writes_what_the_api_draws(run, tmp_path, suffix):
+    out = str(tmp_path / f"new{suffix}")
+    assert run("sample", "flow.safetensors", "-n", "7", "--seed", "3", "--out", out) == (0, "", "")
+    assert torch.equal(read_array(out), load_sampler("flow.safetensors").sample(7, seed=3))
+
+
+def test_sample_without_a_seed_draws_anew(run, tmp_path):
+    for name in ("a.npy", "b.npy"):
+        assert run("sample", "flow.safetensors", "-n", "5", "--out", str(tmp_path / name))[0] == 0
+    assert not torch.equal(read_array(tmp_path / "a.npy"), read_array(tmp_path / "b.npy"))
+
+
+def test_score_prints_or_writes_what_the_api_computes(run, tmp_path):
+    expected = load_sampler("flow.safetensors").log_prob(read_array("latents.npy"))
+    code, out, err = run("score", "flow.safetensors", "--latents", "latents.npy")
+    assert (code, err) == (0, "")
+    assert [float(line) for line in out.splitlines()] == expected.tolist()
+    target = str(tmp_path / "scores.npy")
+    words = ("score", "flow.safetensors", "--latents", "latents.npy", "--out", target)
+    assert run(*words) == (0, "", "")
+    assert torch.equal(read_array(target), expected)
+
+
+def test_info_prints_json_or_a_table(run):
+    code, out, err = run("info", "flow.safetensors", "--json")
+    assert (code, err) == (0, "")
+    facts = json.loads(out)
+    assert facts == json.loads(json.dumps(load_sampler("flow.safetensors").info))
+    code, out, err = run("info", "flow.safetensors")
+    table = dict(line.split(maxsplit=1) for line in out.splitlines())
+    assert table.keys() == facts.keys()
+    assert table["method"] == "realnvp"
+    assert table["shape"] == "3"
+    assert "steps=20" in table["options"]
+
+
+def test_samplers_lists_names_and_origins(run):
+    names = [info.name for info in latentfit.list_samplers()]
+    assert {"realnvp", "spline", "wgan-gp"} <= set(names)
+    code, out, err = run("samplers")
+    assert (code, err) == (0, "")
+    assert [line.split()[0] for line in out.splitlines()] == names
+    code, out, err = run("samplers", "--json")
+    assert (code, err) == (0, "")
+    assert [entry["name"] for entry in json.loads(out)] == names
+    assert json.loads(out)[0].keys() == {"name", "value", "distribution", "version", "error"}
+
+
+def test_samplers_lists_the_options_of_one(run):
+    code, out, err = run("samplers", "wgan-gp", "--json")
+    assert (code, err) == (0, "")
+    options = {option["name"]: option for option in json.loads(out)}
+    assert options["penalty"] == {"name": "penalty", "default": 0.1, "expects": "float >= 0"}
+    code, out, err = run("samplers", "wgan-gp")
+    lines = {line.split()[0]: line.split(maxsplit=2)[1:] for line in out.splitlines()}
+    assert lines.keys() == options.keys()
+    assert lines["penalty"] == ["0.1", "float >= 0"]
+    assert lines["hidden"][0] == "256,256"
+
+
+FIT = ("fit", "--latents", "latents.npy", "--out", "never.safetensors")
+
+
+@pytest.mark.parametrize(
+    "words, told",
+    [
+        ((), "Commands:"),
+        (("nope",), "No such command 'nope'"),
+        (("fit",), "--out"),
+        (("fit", "--out", "s"), "either --latents FILE, or --encoder and --data"),
+        ((*FIT, "--encoder", "a:b", "--data", "x"), "either --latents FILE"),
+        ((*FIT, "--data", "latents.npy"), "either --latents FILE"),
+        (("fit", "--encoder", "a:b", "--out", "s"), "either --latents FILE"),
+        ((*FIT, "-o", "layers"), "Expected -o NAME=VALUE; got 'layers'"),
+        ((*FIT, "-o", "=3"), "Expected -o NAME=VALUE; got '=3'"),
+        ((*FIT, "-o", "layers=1", "-o", "layers=2"), "got 'layers' twice"),
+        ((*FIT, "-o", "seed=1"), "'seed' is no option of a method"),
+        ((*FIT, "--seed", "one"), "Invalid value for '--seed'"),
+        (("sample", "flow.safetensors", "--out", "a.npy"), "-n"),
+        (("score", "flow.safetensors"), "--latents"),
+        (("bench",), "Tasks:"),
+        (("bench", "digit"), "Unknown benchmark 'digit'; installed: digits, mnist"),
+    ],
+)
+def test_usage_errors_exit_with_2(run, words, told):
+    code, out, err = run(*words)
+    assert (code, out) == (2, "")
+    assert told in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    "name, told",
+    [
+        ("encoder", "MODULE:ATTRIBUTE; got 'encoder'"),
+        ("module:", "MODULE:ATTRIBUTE; got 'module:'"),
+        ("no_such_module:x", "there is no 'no_such_module'"),
+        ("no_such.module:x", "there is no 'no_such'"),
+        ("json:nope", "json has no 'nope'"),
+    ],
+)
+def test_encoders_that_are_not_there(run, name, told):
+    code, out, err = run("fit", "--encoder", name, "--data", "latents.npy", "--out", "never")
+    assert (code, out) == (2, "")
+    assert told in err
+
+
+ERRORS = [
+    (("fit", "--latents", "no.npy", "--out", "never"), "no.npy"),
+    ((*FIT[:-1], "nowhere/s.safetensors"), "there is no"),
+    ((*FIT[:-1], "."), "is a folder"),
+    ((*FIT, "--method", "realnpv"), "Did you mean 'realnvp'?"),
+    ((*FIT, "-o", "layerz=3"), "Did you mean 'layers'?"),
+    ((*FIT, "-o", "layers=many"), "expected int >= 1; got 'many'"),
+    ((*FIT, "-o", "layers=0"), "expected int >= 1; got 0"),
+    ((*FIT, "--validation", "2"), "validation"),
+    ((*FIT, "--batch-size", "0"), "batch_size"),
+    ((*FIT, "--transform", "nope"), "transform"),
+    ((*FIT, "--device", "nope"), "device"),
+    ((*FIT, "--seed", "-1"), "seed"),
+    ((*FIT, "--max-seconds", "0"), "max_seconds"),
+    (("sample", "no.safetensors", "-n", "2", "--out", "never.npy"), "no.safetensors"),
+    (("sample", "latents.npy", "-n", "2", "--out", "never.npy"), "latents.npy: expected"),
+    (("sample", "flow.safetensors", "-n", "-2", "--out", "never.npy"), "got -2"),
+    (("sample", "flow.safetensors", "-n", "2", "--out", "never.csv"), "never.csv"),
+    (("score", "flow.safetensors", "--latents", "flow.safetensors"), "among several"),
+    (("score", "gan.safetensors", "--latents", "latents.npy"), "no density"),
+    (("score", "flow.safetensors", "--latents", "latents.npy", "--out", "a/b.npy"), "no"),
+    (("info", "."), "."),
+    (("samplers", "nope"), "Unknown sampler 'nope'"),
+]
+
+
+@pytest.mark.parametrize("words, told", ERRORS)
+def test_errors_exit_with_1_and_one_line(run, words, told):
+    before = sorted(os.listdir())
+    code, out, err = run(*words)
+    assert (code, out) == (1, "")
+    assert err.startswith("Error: ")
+    assert told in err
+    assert err.count("\n") == 1
+    assert sorted(os.listdir()) == before
+
+
+@pytest.mark.parametrize("words", [("--debug", "info", "no"), ("info", "no", "--debug")])
+def test_debug_shows_the_traceback_before_and_after_a_command(run, words):
+    code, out, err = run(*words)
+    assert (code, out) == (1, "")
+    assert err.startswith("Traceback (most recent call last):")
+    assert err.splitlines()[-1].startswith("Error: ")
+
+
+def test_an_encoder_that_fails_is_told_in_one_line(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_array("x.npy", torch.ones(4, 2))
+    Path("my_models_b.py").write_text("def encoder(x):\n    raise RuntimeError('two\\nlines')\n")
+    Path("my_models_c.py").write_text("import a_library_that_is_not_there\n")
+    words = ("--data", "x.npy", "--out", "s.safetensors")
+    code, _, err = run("fit", "--encoder", "my_models_b:encoder", *words)
+    assert (code, err) == (1, "Error: RuntimeError: two lines (--debug shows where)\n")
+    code, _, err = run("fit", "--encoder", "my_models_c:encoder", *words)
+    assert code == 1
+    assert err.startswith("Error: ModuleNotFoundError: No module named 'a_library_that_is_not_ther")
+    code, _, err = run("fit", "--encoder", "torch.nn:Linear", *words)
+    assert code == 1
+    assert "got the class Linear" in err
+
+
+@pytest.fixture
+def installed(tmp_path, monkeypatch):
+    """Install distributions that are nothing but metadata and one module."""
+
+    def install(name: str, group: str, entries: dict[str, str], source: str = "") -> None:
+        (tmp_path / f"{name}.py").write_text(source)
+        info = tmp_path / f"{name}-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        lines = "".join(f"{key} = {value}\n" for key, value in entries.items())
+        (info / "entry_points.txt").write_text(f"[{group}]\n{lines}")
+        monkeypatch.syspath_prepend(tmp_path)
+        importlib.invalidate_caches()
+
+    return install
+
+
+def test_a_benchmark_of_somebody_else(run, installed):
+    source = (
+        "import click\n"
+        "@click.command()\n"
+        "@click.option('--code', type=int, default=0)\n"
+        "def command(code):\n"
+        "    '''Say hello.'''\n"
+        "    click.echo('hello')\n"
+        "    click.get_current_context().exit(code)\n"
+    )
+    installed("hello_bench", "latentfit.benchmarks", {"hello": "hello_bench:command"}, source)
+    code, out, _ = run("bench", "-h")
+    assert code == 0
+    assert "hello   hello_bench 1.0" in out
+    assert run("bench", "hello") == (0, "hello\n", "")
+    assert run("bench", "hello", "--code", "4")[0] == 4
+    assert "Say hello." in run("bench", "hello", "-h")[1]
+
+
+def test_broken_plugins_are_told_when_they_are_used_and_break_no_other(run, installed):
+    group = "latentfit.benchmarks"
+    installed("broken_bench", group, {"broken": "broken_bench:x"}, "import a_missing_library")
+    installed("wrong_bench", group, {"wrong": "wrong_bench:x"}, "x = 3")
+    code, out, _ = run("bench", "-h")
+    assert code == 0
+    assert "broken_bench 1.0" in out
+    for name in ("broken", "wrong"):
+        code, out, err = run("bench", name)
+        assert (code, out) == (1, "")
+        assert f"{name}_bench 1.0" in err
+        assert err.count("\n") == 1
+
+
+def test_two_samplers_of_one_name_are_listed_with_both_owners(run, installed):
+    for name in ("first_owner", "second_owner"):
+        installed(name, "latentfit.samplers", {"twice": f"{name}:x"})
+    code, out, _ = run("samplers")
+    assert code == 0
+    lines = [line for line in out.splitlines() if line.startswith("twice")]
+    assert len(lines) == 2
+    assert all("first_owner 1.0 and second_owner 1.0" in line for line in lines)
+    code, _, err = run(*FIT, "--method", "twice")
+    assert code == 1
+    assert "first_owner 1.0 and second_owner 1.0" in err
+
+
+def test_listing_imports_no_plugin(run_python):
+    code = (
+        "import sys; from latentfit.cli import main\n"
+        "for words in ('--help',), ('bench', '-h'), ('samplers',), ('bench', 'nope'):\n"
+        "    main(words)\n"
+        "loaded = {name.split('.')[0] for name in sys.modules}\n"
+        "assert not loaded & {'latentfit_bench', 'latentfit_gan', 'nflows', 'normflows', 'sklearn'}"
+    )
+    run_python("-c", code)
+
+
+@pytest.mark.slow
+def test_ctrl_c_exits_with_130_and_leaves_no_file(folder, tmp_path):
+    latents = str(folder / "latents.npy")
+    words = ("fit", "--latents", latents, "--validation", "0", "-o", "steps=100000000")
+    process = start(*words, "--progress", "--out", "s.safetensors", cwd=tmp_path, bufsize=0)
+    seen = ""
+    while "realnvp" not in seen:  # the bar of the training
+        part = process.stderr.read(1)
+        assert part, seen
+        seen += part
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Interrupted." in err
+    assert "Traceback" not in err
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.slow
+def test_a_closed_pipe_is_no_traceback(folder, tmp_path):
+    np.save(tmp_path / "many.npy", np.zeros((40_000, 3), dtype=np.float32))
+    words = ("score", str(folder / "flow.safetensors"), "--latents", "many.npy")
+    with start(*words, cwd=tmp_path) as process:
+        assert float(process.stdout.readline()) < 0
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 1
+
+
+@pytest.mark.slow
+def test_a_sampler_draws_and_scores_the_same_in_another_process(folder, tmp_path):
+    for method in ("flow", "gan"):
+        file = str(folder / f"{method}.safetensors")
+        words = ("sample", file, "-n", "100", "--seed", "5", "--out", f"{method}.npy")
+        process = start(*words, cwd=tmp_path)
+        assert process.communicate(timeout=60) == ("", "")
+        assert torch.equal(
+            read_array(tmp_path / f"{method}.npy"), load_sampler(file).sample(100, seed=5)
+        )

@@ -1,0 +1,245 @@
+"""Datasets of every kind, through an encoder or none, to the same latents; and what can't be used."""
+
+import types
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+
+from latentfit.encoding import encode
+from latentfit.errors import DataError, EncoderOutputError, NonFiniteError
+from latentfit.models import encoder_of
+
+X = torch.randn(25, 4, generator=torch.Generator().manual_seed(0))
+Y = torch.arange(25)
+
+
+class Dicts(Dataset[dict[str, Any]]):
+    def __len__(self) -> int:
+        return len(X)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"label": Y[index], "image": X[index]}
+
+
+class Arrays(Dataset[Any]):
+    def __len__(self) -> int:
+        return len(X)
+
+    def __getitem__(self, index: int) -> Any:
+        return X[index].numpy()
+
+
+class Stream(IterableDataset[Tensor]):
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(X)
+
+
+class ArrayLike:
+    def __init__(self, tensor: Tensor) -> None:
+        self.array = tensor.numpy()
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
+        return self.array
+
+
+def memory_map(folder: Path) -> np.ndarray:
+    np.save(folder / "x.npy", X.numpy())
+    return np.load(folder / "x.npy", mmap_mode="r")
+
+
+DATASETS: dict[str, Callable[[Path], Any]] = {
+    "tensor": lambda _: X,
+    "array": lambda _: X.numpy(),
+    "big-endian array": lambda _: X.numpy().astype(">f4"),
+    "memory map": memory_map,
+    "object with __array__": lambda _: ArrayLike(X),
+    "dict of arrays": lambda _: {"x": X.numpy(), "y": Y.numpy()},
+    "dict of one tensor": lambda _: {"whatever": X, "note": "text"},
+    "TensorDataset (x,)": lambda _: TensorDataset(X),
+    "TensorDataset (x, y)": lambda _: TensorDataset(X, Y),
+    "Dataset of dicts": lambda _: Dicts(),
+    "Dataset of arrays": lambda _: Arrays(),
+    "IterableDataset": lambda _: Stream(),
+    "DataLoader": lambda _: DataLoader(TensorDataset(X, Y), batch_size=6),
+    "DataLoader of dicts": lambda _: DataLoader(Dicts(), batch_size=6),
+    "generator of batches": lambda _: iter(X.split(7)),
+    "generator of (x, y)": lambda _: zip(X.split(7), Y.split(7), strict=True),
+    "list of batches": lambda _: list(X.split(7)),
+    "list of arrays": lambda _: [part.numpy() for part in X.split(7)],
+    "list of array-likes": lambda _: [ArrayLike(part) for part in X.split(7)],
+    "list with an empty batch": lambda _: [X[:7], X[:0], X[7:]],
+    "list of dicts": lambda _: [{"pixel_values": part, "more": part} for part in X.split(7)],
+}
+
+
+def plain_encode(dataset: Any, encoder: Any = None, batch_size: int = 8) -> Tensor:
+    model = None if encoder is None else encoder_of(encoder)
+    return encode(model, dataset, batch_size=batch_size, progress=False)
+
+
+@pytest.mark.parametrize("kind", DATASETS)
+@pytest.mark.parametrize("encoder", [None, nn.Linear(4, 2).requires_grad_(False)])
+def test_every_kind_of_dataset_gives_the_same_latents(
+    kind: str, encoder: nn.Module | None, tmp_path: Path
+) -> None:
+    latents = plain_encode(DATASETS[kind](tmp_path), encoder)
+    expected = X if encoder is None else encoder(X)
+    torch.testing.assert_close(latents, expected)
+    assert not latents.is_inference()
+    assert not latents.requires_grad
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 25, 1000])
+def test_batches_have_the_size_that_was_asked_for(batch_size: int) -> None:
+    seen: list[int] = []
+
+    def encoder(x: Tensor) -> Tensor:
+        seen.append(len(x))
+        return x
+
+    plain_encode(X.numpy(), encoder, batch_size)
+    assert seen == [len(part) for part in X.split(batch_size)]
+
+
+@pytest.mark.parametrize(
+    "given, dtype",
+    [
+        (X.double(), torch.float64),
+        (X.half(), torch.float16),
+        (X.bfloat16(), torch.bfloat16),
+        ((X * 10).int(), torch.float32),
+        (X > 0, torch.float32),
+        ((X.numpy() * 10).astype("uint16"), torch.float32),
+    ],
+)
+def test_latents_keep_their_floating_dtype_and_whole_numbers_become_float32(
+    given: Any, dtype: torch.dtype
+) -> None:
+    latents = plain_encode(given)
+    assert latents.dtype == dtype
+    np.testing.assert_allclose(
+        latents.double().numpy(), np.asarray(torch.as_tensor(given).double())
+    )
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (2, 3), (2, 4, 4)])
+def test_latents_may_have_any_shape(shape: tuple[int, ...]) -> None:
+    x = torch.randn(9, *shape)
+    assert torch.equal(plain_encode(x, batch_size=4), x)
+
+
+def test_latents_are_a_copy() -> None:
+    x = X.clone()
+    latents = plain_encode(x)
+    latents.zero_()
+    assert torch.equal(x, X)
+
+
+def test_an_encoder_may_reuse_its_output_buffer() -> None:
+    buffer = torch.empty(5, 4)
+
+    def encoder(x: Tensor) -> Tensor:
+        return buffer.copy_(x)
+
+    assert torch.equal(plain_encode(X, encoder, batch_size=5), X)
+
+
+def test_a_large_array_is_read_batch_by_batch() -> None:
+    array = np.broadcast_to(np.zeros((1, 4), np.float32), (10**12, 4))  # no memory behind it
+
+    def encoder(x: Tensor) -> Tensor:
+        raise InterruptedError(f"{len(x)} rows")
+
+    with pytest.raises(InterruptedError, match="^8 rows"):
+        plain_encode(array, encoder)
+
+
+@pytest.mark.parametrize(
+    "dataset, message",
+    [
+        (None, "Expected dataset as a tensor.*; got NoneType"),
+        (3, "got int"),
+        ("folder/images", "got str"),
+        (b"bytes", "got bytes"),
+        (lambda: X, "got function"),
+        (torch.tensor(3.0), "got a scalar"),
+        (np.float32(3), "got a scalar"),
+        ([], "at least 2 rows; got none"),
+        (iter(()), "iterator used up"),
+        (X[:0], "got none"),
+        (TensorDataset(X[:0]), "got none"),
+        ([[]], "empty tuple or list"),
+        ([torch.tensor(1.0)], "got a scalar torch.float32"),
+        ([np.float64(1)], "got a scalar"),
+        ([1.0, 2.0], "got float"),
+        ([[1.0, 2.0]], "got float"),
+        (["a"], "got str"),
+        ([None], "got NoneType"),
+        ([X, X[:, :2]], r"one shape \(n, 4\); batch 1 has \(25, 2\). A list or tuple is read as"),
+        ((X, Y), r"batch 1 has \(25,\). A list or tuple is read as batches, not as \(x, y\)"),
+        ({"a": X, "b": X}, "one called x, input, .*; got the keys 'a', 'b'"),
+        ({}, "got the keys none"),
+        ([{"label": 3}], "got the keys 'label'"),
+        (X.to(torch.complex64), "real latents; got torch.complex64"),
+        (X.numpy().astype(object), "array of numbers; got dtype object"),
+        (np.array([["a"], ["b"]]), "array of numbers; got dtype <U1"),
+        (np.zeros(3, "datetime64[s]"), "array of numbers"),
+    ],
+)
+def test_what_is_no_dataset_is_refused(dataset: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        plain_encode(dataset)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_non_finite_latents_are_counted(bad: float) -> None:
+    x = X.clone()
+    x[11, 2] = bad
+    x[20] = bad
+    with pytest.raises(
+        NonFiniteError, match="2 of 25 rows with NaN or infinity, the first at index 11"
+    ):
+        plain_encode(x)
+
+
+def test_an_encoder_that_overflows_in_half_precision_is_told_so() -> None:
+    with pytest.raises(NonFiniteError, match="half precision, run it in float32"):
+        plain_encode(X, lambda x: x.half() * 60000 * 60000)
+
+
+@pytest.mark.parametrize(
+    "encoder",
+    [lambda x: x[0], lambda x: x.sum(), lambda x: x[:3], lambda x: torch.cat((x, x))],
+)
+def test_an_encoder_returns_one_row_for_each_input(encoder: Any) -> None:
+    with pytest.raises(
+        EncoderOutputError, match="one row for each of the 8 rows of a batch; got shape"
+    ):
+        plain_encode(X, encoder)
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, StopIteration])
+def test_what_the_dataset_raises_comes_through(error: type[BaseException]) -> None:
+    class Broken:
+        def __iter__(self) -> Iterator[Tensor]:
+            return self
+
+        def __next__(self) -> Tensor:
+            raise error("mine")
+
+    expected = DataError if error is StopIteration else error  # that one means the end
+    with pytest.raises(expected):
+        plain_encode(Broken())
+
+
+def test_a_module_is_not_taken_for_a_dataset() -> None:
+    with pytest.raises(DataError, match="got Linear"):
+        plain_encode(nn.Linear(2, 2))
+    with pytest.raises(DataError, match="got module"):
+        plain_encode(types)

@@ -1,0 +1,320 @@
+"""Files: the same sampler in another process, atomic writing, and damage of every kind."""
+
+import json
+import os
+import shutil
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import CompletedProcess
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from torch import nn
+
+from latentfit import LatentSampler, fit_latent_sampler, list_samplers, load_sampler
+from latentfit.errors import DecoderUnavailable, FileFormatError, OptionError, UnknownPluginError
+from latentfit.options import describe_options
+from latentfit.persistence import atomic_path, read_tensors, write_tensors
+from latentfit.registry import load_sampler_class
+
+X = torch.randn(200, 2, 3, generator=torch.Generator().manual_seed(0)) * 7 + 50
+X[:, 0, 1] = 0.1  # a constant dimension
+
+
+def configurations() -> list[tuple[str, dict[str, Any]]]:
+    """Every installed method, with each of its bases if it has any."""
+    found: list[tuple[str, dict[str, Any]]] = []
+    for info in list_samplers():
+        options = describe_options(load_sampler_class(info.name))
+        fast: dict[str, Any] = {"steps": 5} if "steps" in options else {}
+        bases = get_args(options["base"].annotation) if "base" in options else ()
+        found += [(info.name, {**fast, "base": base}) for base in bases] or [(info.name, fast)]
+    return found
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small sampler's file; copy it before changing it."""
+    path = tmp_path_factory.mktemp("saved") / "s.safetensors"
+    fit_latent_sampler(None, X, steps=2, components=2, hidden=(4,), layers=1).save(path)
+    return path
+
+
+def samples(sampler: LatentSampler) -> torch.Tensor:
+    return sampler.sample(20, seed=3)
+
+
+def test_another_process_gives_the_same_samples_and_scores_bit_for_bit(
+    tmp_path: Path, run_python: Callable[..., CompletedProcess[str]]
+) -> None:
+    program = """
+import sys, numpy as np, torch
+from latentfit import load_sampler
+torch.set_num_threads(1)
+z = torch.from_numpy(np.load("z.npy"))
+for name in sys.argv[1:]:
+    s = load_sampler(name + ".safetensors")
+    np.save(name + ".samples.npy", s.sample(9000, seed=5).numpy())
+    if s.has_density:
+        np.save(name + ".scores.npy", s.log_prob(z).numpy())
+"""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    np.save(tmp_path / "z.npy", X.numpy())
+    fitted = {}
+    for index, (method, options) in enumerate(configurations()):
+        for dtype in (torch.float32, torch.float64):
+            name = f"{index}-{dtype}"
+            fitted[name] = fit_latent_sampler(None, X.to(dtype), method=method, **options)
+            fitted[name].save(tmp_path / f"{name}.safetensors")
+    run_python("-W", "error", "-c", program, *fitted)
+    for name, sampler in fitted.items():
+        there = np.load(tmp_path / f"{name}.samples.npy")
+        here = sampler.sample(9000, seed=5).numpy()
+        assert there.dtype == here.dtype
+        assert np.array_equal(there, here), name
+        if sampler.has_density:
+            assert np.array_equal(
+                np.load(tmp_path / f"{name}.scores.npy"), sampler.log_prob(X).numpy()
+            )
+    torch.set_num_threads(threads)
+
+
+def test_everything_else_survives_too(tmp_path: Path) -> None:
+    decoder = nn.Flatten()
+    sampler = fit_latent_sampler(None, X, hidden=(8, 4), steps=3, decoder=decoder)
+    sampler.save(tmp_path / "s")
+    loaded = load_sampler(tmp_path / "s")
+    assert loaded.info == {**sampler.info, "options": loaded.options}
+    for name in ("method", "options", "shape", "dim", "dtype", "device", "has_density", "history"):
+        assert getattr(loaded, name) == getattr(sampler, name)
+    with pytest.raises(DecoderUnavailable, match="load_sampler"):
+        loaded.generate(1)
+    again = load_sampler(tmp_path / "s", decoder=decoder, device="cpu")
+    assert torch.equal(again.generate(4, seed=0), sampler.generate(4, seed=0))
+    assert repr(again) == repr(sampler)
+    loaded.save(tmp_path / "t")  # a second generation
+    assert torch.equal(samples(load_sampler(tmp_path / "t")), samples(sampler))
+    assert (tmp_path / "t").read_bytes() == (tmp_path / "s").read_bytes()
+
+
+def test_a_sampler_can_be_saved_onto_the_file_it_came_from(saved: Path, tmp_path: Path) -> None:
+    path = Path(shutil.copy(saved, tmp_path / "s"))
+    loaded = load_sampler(path)
+    loaded.save(path)
+    assert torch.equal(samples(load_sampler(path)), samples(loaded))
+
+
+def test_gradients_reach_latents_that_a_file_made_in_inference_mode_scores(saved: Path) -> None:
+    with torch.inference_mode():
+        loaded = load_sampler(saved)
+    z = X[:3].clone().requires_grad_()
+    loaded.log_prob(z).sum().backward()
+    assert z.grad is not None
+    assert z.grad.abs().sum() > 0
+
+
+def test_loading_leaves_the_random_state_alone(saved: Path) -> None:
+    before = torch.get_rng_state()
+    load_sampler(saved)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("umask, mode", [(0o022, 0o644), (0o077, 0o600)])
+def test_the_mode_is_the_umasks(umask: int, mode: int, tmp_path: Path) -> None:
+    old = os.umask(umask)
+    try:
+        write_tensors(tmp_path / "s", {}, {})
+    finally:
+        os.umask(old)
+    assert stat.S_IMODE((tmp_path / "s").stat().st_mode) == mode
+
+
+def test_a_link_stays_a_link_and_its_target_is_written(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "real" / "s")
+    write_tensors(link, {"a": torch.ones(1)}, {})
+    assert link.is_symlink()
+    assert torch.equal(read_tensors(tmp_path / "real" / "s")[0]["a"], torch.ones(1))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["link", "real"]
+
+
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+def test_a_failure_in_the_middle_leaves_the_old_file_and_no_litter(
+    error: type[BaseException], tmp_path: Path
+) -> None:
+    path = tmp_path / "s"
+    path.write_text("old")
+    with pytest.raises(error), atomic_path(path) as temporary:  # noqa: PT012
+        temporary.write_text("half")
+        raise error
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["s"]
+
+
+def test_a_header_that_is_no_json_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    path.write_text("old")
+    with pytest.raises(ValueError, match="JSON compliant"):
+        write_tensors(path, {}, {"info": float("nan")})
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["s"]
+
+
+def test_paths_that_cannot_be_written_or_read_are_told(saved: Path, tmp_path: Path) -> None:
+    sampler = load_sampler(saved)
+    with pytest.raises(IsADirectoryError, match="is a folder"):
+        sampler.save(tmp_path)
+    with pytest.raises(FileNotFoundError, match="The folder .*missing.* does not exist"):
+        sampler.save(tmp_path / "missing" / "s")
+    with pytest.raises(FileNotFoundError):
+        load_sampler(tmp_path / "missing")
+    with pytest.raises(IsADirectoryError):
+        load_sampler(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_cut_off_anywhere_is_refused(saved: Path, tmp_path: Path) -> None:
+    content = saved.read_bytes()
+    path = tmp_path / "s"
+    for size in [*range(40), *range(40, len(content), 97), len(content) - 1]:
+        path.write_bytes(content[:size])
+        with pytest.raises(FileFormatError, match=str(path)):
+            load_sampler(path)
+    path.write_bytes(content + b"\0")
+    with pytest.raises(FileFormatError, match="damaged"):
+        load_sampler(path)
+
+
+@pytest.mark.parametrize("bit", [1, 0x20, 0x80])
+def test_a_flipped_bit_anywhere_is_noticed(bit: int, saved: Path, tmp_path: Path) -> None:
+    content = bytearray(saved.read_bytes())
+    path = tmp_path / "s"
+    for place in [*range(10), *range(10 + bit % 7, len(content), 7)]:
+        content[place] ^= bit
+        path.write_bytes(content)
+        with pytest.raises(FileFormatError, match=str(path)):
+            load_sampler(path)
+        content[place] ^= bit
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"text that is no such file",
+        b"\xff" * 100,
+        b"\x02" + b"\0" * 7 + b"{}",
+        b"\x02" + b"\0" * 7 + b"[]",
+        b"\x04" + b"\0" * 7 + b"null",
+        (100_000).to_bytes(8, "little") + b"[" * 100_000,
+    ],
+)
+def test_what_is_no_safetensors_file_is_refused(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "s").write_bytes(content)
+    with pytest.raises(FileFormatError, match="expected a s"):
+        load_sampler(tmp_path / "s")
+
+
+@pytest.mark.parametrize(
+    "metadata, message",
+    [
+        (None, "no 'latentfit' header"),
+        ({"format": "pt"}, "no 'latentfit' header"),
+        ({"latentfit": "no json"}, "expected a safetensors file"),
+        ({"latentfit": "[1]"}, "no 'latentfit' header"),
+        ({"latentfit": "{}"}, "expected format version 1; got None"),
+        ({"latentfit": '{"format_version": 2}'}, "expected format version 1; got 2. Upgrade"),
+        ({"latentfit": '{"format_version": 1}'}, "damaged"),
+        ({"latentfit": '{"format_version": 1, "sha256": ""}'}, "damaged"),
+    ],
+)
+def test_other_safetensors_files_are_refused(
+    metadata: dict[str, str] | None, message: str, tmp_path: Path
+) -> None:
+    content = safetensors.torch.save({"a": torch.ones(2)}, metadata=metadata)
+    (tmp_path / "s").write_bytes(content)
+    with pytest.raises(FileFormatError, match=message):
+        load_sampler(tmp_path / "s")
+
+
+def test_a_metadata_value_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    header = json.dumps({"__metadata__": {"latentfit": 5}}).encode()
+    (tmp_path / "s").write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(FileFormatError, match="expected a safetensors file"):
+        load_sampler(tmp_path / "s")
+
+
+def weight(tensors: dict[str, Any]) -> str:
+    """The name of one of the sampler's tensors."""
+    return min(name for name in tensors if name.startswith("sampler."))
+
+
+def rewritten(
+    saved: Path, path: Path, change: Callable[[dict[str, Any], dict[str, Any]], object]
+) -> Path:
+    """A file with a right digest and other content."""
+    tensors, header = read_tensors(saved)
+    change(header, tensors)
+    write_tensors(path, tensors, {"info": header.get("info"), "history": header.get("history")})
+    return path
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda h, t: h.pop("info"), "latentfit header"),
+        (lambda h, t: h["info"].pop("options"), "KeyError: 'options'"),
+        (lambda h, t: h["info"].update(transform="magic"), "latentfit header; KeyError"),
+        (lambda h, t: h["info"].update(transform=["none"]), "latentfit header; TypeError"),
+        (lambda h, t: h["info"].update(dtype="int8"), "dtype 'int8'"),
+        (lambda h, t: h["info"].update(shape=[2, 4]), r"shape \[2, 4\], dim 6"),
+        (lambda h, t: h["info"].update(shape=[-2, -3]), r"shape \[-2, -3\]"),
+        (lambda h, t: h["info"].update(n=0), "n 0"),
+        (lambda h, t: h["info"].update(n=1.5), "n 1.5"),
+        (lambda h, t: h["info"].update(n="many"), "n 'many'"),
+        (lambda h, t: h["info"].update(dim=7, shape=[7]), "Expected transform tensors"),
+        (lambda h, t: h["info"].update(options=[1]), r"options \[1\]"),
+        (lambda h, t: h["info"]["options"].update(layers=2), "tensor '.*expected .*; got none"),
+        (lambda h, t: h["info"]["options"].update(layers=0), "Option 'layers' .*expected int >= 1"),
+        (lambda h, t: h["info"]["options"].update(extra=0), "no option 'extra'"),
+        (lambda h, t: t.pop(weight(t)), "tensor '.*': expected .*; got none"),
+        (lambda h, t: t.update({"sampler.x": torch.ones(1)}), "'x': expected none; got"),
+        (lambda h, t: t.update({"transform.mean": torch.ones(2)}), "Expected transform tensors"),
+        (lambda h, t: t["transform.scale"].fill_(-1), "scales >= 0"),
+        (
+            lambda h, t: t.update({weight(t): t[weight(t)].double()}),
+            "tensor '.*': expected .*float32.*got .*float64",
+        ),
+        (
+            lambda h, t: t.update({"other.x": torch.ones(1)}),
+            "tensors of a sampler; got one called 'other.x'",
+        ),
+    ],
+)
+def test_a_file_that_contradicts_itself_is_refused(
+    change: Callable[[dict[str, Any], dict[str, Any]], object],
+    message: str,
+    saved: Path,
+    tmp_path: Path,
+) -> None:
+    path = rewritten(saved, tmp_path / "s", change)
+    with pytest.raises(FileFormatError, match=message):
+        load_sampler(path)
+
+
+def test_a_method_that_is_not_installed_is_named(saved: Path, tmp_path: Path) -> None:
+    path = rewritten(saved, tmp_path / "s", lambda h, t: h["info"].update(method="theirs"))
+    with pytest.raises(UnknownPluginError, match="Unknown sampler 'theirs'; installed: .*realnvp"):
+        load_sampler(path)
+
+
+@pytest.mark.parametrize("device", ["gpu", "cpux", 3.0, "meta"])
+def test_an_unknown_device_is_refused(device: Any, saved: Path) -> None:
+    with pytest.raises(OptionError, match="Expected device as one of this machine's"):
+        load_sampler(saved, device=device)
