@@ -193,15 +193,18 @@ class LatentSampler:
             return torch.cat([self._decoder(part) for part in latents.split(size)])
 
     def generate(self, n: int, *, seed: int | None = None) -> Tensor:
-        """Draw n latents and decode them.
+        """Draw n latents and decode them; the seed counts for a decoder that draws, too.
 
         Raises:
             DecoderUnavailable: No decoder was given.
         """
         if self._decoder is None:
             return self.decode(torch.empty(0, *self.shape))  # raises, before anything is drawn
-        with torch.no_grad():
-            return self.decode(self.sample(n, seed=seed))
+        seed = check_seed(seed)
+        z = self.sample(n, seed=seed)
+        device = self._decoder.device or self.device
+        with isolated_rng(seed ^ 1, device), torch.no_grad():  # not the noise that made z
+            return self.decode(z)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Save to one safetensors file, atomically; the decoder is not saved.

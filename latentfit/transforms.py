@@ -234,8 +234,8 @@ def _wide(device: torch.device) -> torch.dtype:
 
 def _narrowed(wide: Tensor, dtype: torch.dtype) -> Tensor:
     """Convert; what a narrow dtype would turn to infinity becomes its largest number."""
-    info = torch.finfo(dtype)
-    return wide.clamp(info.min, info.max).to(dtype)
+    largest = min(torch.finfo(dtype).max, torch.finfo(wide.dtype).max)
+    return wide.clamp(-largest, largest).to(dtype)
 
 
 def _check_state(state: dict[str, Tensor], shapes: dict[str, tuple[int, ...]]) -> None:

@@ -73,6 +73,15 @@ def test_help_has_examples(run, words, flag):
     assert f"  latentfit {' '.join(words)}".rstrip() in out.partition("Examples:")[2]
 
 
+@pytest.mark.parametrize("task", ["digits", "mnist"])
+def test_help_of_a_benchmark_has_examples(tmp_path, task):
+    # In a process of its own: a click command remembers the first names that its help option had.
+    with start("bench", task, "-h", cwd=tmp_path) as process:
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (0, "")
+    assert f"Examples:\n    latentfit bench {task}\n" in out
+
+
 def test_version(run):
     assert run("--version") == (0, f"latentfit {latentfit.__version__}\n", "")
 

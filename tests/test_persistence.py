@@ -144,6 +144,15 @@ def test_a_link_stays_a_link_and_its_target_is_written(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["link", "real"]
 
 
+def test_who_reads_the_old_file_meanwhile_reads_it_whole(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    path.write_text("old")
+    with path.open() as reader:
+        write_tensors(path, {}, {})
+        assert reader.read() == "old"
+    assert path.read_bytes() != b"old"
+
+
 @pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
 def test_a_failure_in_the_middle_leaves_the_old_file_and_no_litter(
     error: type[BaseException], tmp_path: Path

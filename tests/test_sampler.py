@@ -398,6 +398,17 @@ def test_generating_is_drawing_and_decoding(method: Method) -> None:
         sampler.decode(torch.zeros(3, 4))
 
 
+def test_a_seed_counts_for_a_decoder_that_draws_too() -> None:
+    sampler = fit_latent_sampler(
+        None, blobs().float(), decoder=lambda z: z + torch.randn(len(z), 2), steps=2
+    )
+    before = torch.get_rng_state()
+
+    assert torch.equal(sampler.generate(5, seed=1), sampler.generate(5, seed=1))
+    assert not torch.equal(sampler.generate(5, seed=1), sampler.sample(5, seed=1))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 @every
 def test_its_description_tells_all_at_a_glance(method: Method) -> None:
     sampler = fit(method, torch.randn(100, 2, 2), decoder=nn.Flatten(), seed=5)

@@ -186,19 +186,39 @@ def test_a_loss_that_starts_infinite_is_told_before_the_first_step() -> None:
         train(model, lambda r: model.loss(r) / 0, rows, rows, run(), steps=9, learning_rate=0.1)
 
 
-def test_gradients_are_clipped_to_the_norm() -> None:
-    model, norms = Location(), []
-    optimiser_step = torch.optim.Adam.step
+@pytest.fixture
+def optimiser_steps(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, float]]:
+    """The learning rate and the gradient at each step of the optimiser."""
+    seen: list[tuple[float, float]] = []
+    original = torch.optim.Adam.step
 
     def step(self: torch.optim.Adam, *arguments: Any) -> Any:
-        norms.append(float(model.at.grad.abs()))  # type: ignore[union-attr]
-        return optimiser_step(self, *arguments)
+        (group,) = self.param_groups
+        seen.append((group["lr"], float(group["params"][0].grad)))
+        return original(self, *arguments)
 
-    rows = torch.full((8, 1), 1000.0)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.optim.Adam, "step", step)
-        train(model, model.loss, rows, rows, run(), steps=5, learning_rate=1e-3, max_norm=2.0)
-    assert norms == pytest.approx([2.0] * 5)
+    monkeypatch.setattr(torch.optim.Adam, "step", step)
+    return seen
+
+
+def test_gradients_are_clipped_to_the_norm(optimiser_steps: list[tuple[float, float]]) -> None:
+    model, rows = Location(), torch.full((8, 1), 1000.0)
+    train(model, model.loss, rows, rows, run(), steps=5, learning_rate=1e-3, max_norm=2.0)
+    assert [gradient for _, gradient in optimiser_steps] == pytest.approx([-2.0] * 5)
+
+
+def test_the_rate_warms_up_and_falls_to_nothing(optimiser_steps: list[tuple[float, float]]) -> None:
+    model, rows = Location(), torch.full((8, 1), 1000.0)
+    train(model, model.loss, rows, rows, run(), steps=1000, learning_rate=0.01)
+    rates = [rate for rate, _ in optimiser_steps]
+    assert len(rates) == 1000
+    peak = rates.index(max(rates))
+    assert rates[0] < 0.002
+    assert 0.009 < rates[peak] <= 0.01
+    assert peak < 200
+    assert rates[peak:] == sorted(rates[peak:], reverse=True)
+    assert rates[500] == pytest.approx(0.005, rel=0.01)  # of a cosine's half
+    assert rates[-1] < 1e-6
 
 
 def test_an_interrupt_comes_through() -> None:

@@ -21,6 +21,8 @@ def command(**options: Any) -> None:
       latentfit bench digits --systems Resample,FlowAE-default --seeds 3
       latentfit bench digits --quick --json | python -m json.tool
     """  # noqa: D301 - click looks for the backspace itself
+    import torch
+
     from latentfit_bench.datasets import load_digits
     from latentfit_bench.runner import Settings
 
@@ -36,7 +38,14 @@ def command(**options: Any) -> None:
         tsne_points=200 if request.quick else 500,
         sampler_options={name: {"steps": 50 if request.quick else full} for name, full in STEPS},
     )
-    execute(request, load_digits, settings)
+    threads = torch.get_num_threads()
+    # Layers this small gain nothing from a second thread, and lose much on a busy machine, where
+    # the threads of every operation wait for each other.
+    torch.set_num_threads(1)
+    try:
+        execute(request, load_digits, settings)
+    finally:
+        torch.set_num_threads(threads)
 
 
 STEPS = (("FlowAE", 800), ("AdvAE", 300), ("FlowAE-default", 600), ("Spline-default", 400))
