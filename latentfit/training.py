@@ -67,23 +67,17 @@ class Run:
         self.show(step, total, values)
 
 
-def minibatches(
-    rows: Tensor, batch_size: int, generator: torch.Generator, *, steps: int | None = None
-) -> Iterator[Tensor]:
-    """Yield shuffled minibatches for ever (or so many): a permutation at a time, the short rest left out.
+def minibatches(rows: Tensor, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Yield shuffled minibatches for ever: a permutation at a time, the short rest left out.
 
     Fewer rows than a batch are one batch. Works on rows in memory; there is no DataLoader in the hot loop.
     """
     size = min(batch_size, len(rows))
-    per_pass = len(rows) // size
-    made = 0
+    whole = len(rows) // size * size
     while True:
         order = torch.randperm(len(rows), generator=generator, device=rows.device)
-        for index in order[: per_pass * size].split(size):
-            if steps is not None and made >= steps:
-                return
+        for index in order[:whole].split(size):
             yield rows[index]
-            made += 1
 
 
 class ParameterAverage:

@@ -2,6 +2,7 @@
 
 import math
 import time
+from itertools import islice
 from typing import Any
 
 import pytest
@@ -44,14 +45,13 @@ def test_each_pass_takes_every_row_at_most_once(n: int, size: int) -> None:
         assert orders[0] != orders[1]
 
 
-def test_batches_are_the_generators_and_no_more_than_asked_for() -> None:
+def test_batches_are_the_generators() -> None:
     rows = torch.arange(20)
 
     def taken(seed: int) -> list[list[int]]:
         draw = torch.Generator().manual_seed(seed)
-        return [batch.tolist() for batch in minibatches(rows, 6, draw, steps=7)]
+        return [batch.tolist() for batch in islice(minibatches(rows, 6, draw), 7)]
 
-    assert len(taken(0)) == 7
     assert taken(0) == taken(0) != taken(1)
 
 
