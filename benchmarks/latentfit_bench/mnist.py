@@ -20,7 +20,7 @@ def command(data_dir: Path | None, **options: Any) -> None:
     """Compare samplers on the latents of the paper's autoencoder of MNIST.
 
     Trains the autoencoder on binarised images, freezes it, fits the samplers to its latents and
-    measures the Fréchet classifier distance of 10,000 samples to the training images; about ten
+    measures the Fréchet classifier distance of 10,000 samples to the training images; about seven
     minutes on two cores.
 
     \b

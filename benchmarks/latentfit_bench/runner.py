@@ -340,8 +340,7 @@ class Run:
             },
             "settings": settings,
             "machine": {
-                "platform": platform.platform(),
-                "processor": platform.processor() or platform.machine(),
+                "platform": f"{platform.system()} {platform.machine()}",
                 "cpus": os.cpu_count(),
                 "torch_threads": torch.get_num_threads(),
             },
