@@ -85,25 +85,33 @@ def write_array(path: str | os.PathLike[str], array: torch.Tensor) -> None:
         _WRITERS[_suffix(path)](temporary, array)
 
 
-def check_target(path: str | os.PathLike[str]) -> None:
+def check_target(path: str | os.PathLike[str], *inputs: str | None) -> None:
     """Tell, before hours of work, that an array can't be written there.
 
     Raises:
-        DataError: An unknown suffix, or a folder that isn't there.
+        DataError: An unknown suffix, a folder that isn't there, or one of the inputs.
     """
     _suffix(Path(path))
-    check_folder(path)
+    check_folder(path, *inputs)
 
 
-def check_folder(path: str | os.PathLike[str]) -> None:
-    """Tell, before hours of work, that no file can be written there.
+def check_folder(path: str | os.PathLike[str], *inputs: str | None) -> None:
+    """Tell, before hours of work, that no file can or should be written there.
+
+    Args:
+        path: The file to write.
+        inputs: Files that are read; writing over one of them would lose it.
 
     Raises:
-        DataError: A folder that isn't there, or a folder in the file's place.
+        DataError: A folder that isn't there, a folder in the file's place, or one of the inputs.
     """
     target = Path(path).absolute()
+    if any(name and Path(name).resolve() == target.resolve() for name in inputs):
+        raise DataError(f"Expected another file to write than the input; got {path} for both.")
     if target.is_dir():
         raise DataError(f"Expected the name of a file to write; {path} is a folder.")
+    if target.exists() and not target.is_file():
+        raise DataError(f"Expected the name of a file to write; {path} is a device or a pipe.")
     if not target.parent.is_dir():
         raise DataError(f"Expected a folder to write {path} into; there is no {target.parent}.")
 

@@ -193,7 +193,7 @@ def fit(
     from latentfit.options import parse_option_strings
     from latentfit.registry import load_sampler_class
 
-    check_folder(out)
+    check_folder(out, latents, data)
     options = parse_option_strings(load_sampler_class(method), texts)
     encoder = None if encoder_name is None else _import_encoder(encoder_name)
     dataset = read_array(latents or data or "")
@@ -223,7 +223,7 @@ def sample(file: str, number: int, out: str, seed: int | None, device: str | Non
     from latentfit import load_sampler
     from latentfit.arrays import check_target, write_array
 
-    check_target(out)
+    check_target(out, file)
     write_array(out, load_sampler(file, device=device).sample(number, seed=seed))
 
 
@@ -246,7 +246,7 @@ def score(file: str, latents: str, out: str | None, device: str | None) -> None:
     from latentfit.arrays import check_target, read_array, write_array
 
     if out is not None:
-        check_target(out)
+        check_target(out, file, latents)
     scores = load_sampler(file, device=device).log_prob(read_array(latents))
     if out is None:
         click.echo("\n".join(repr(value) for value in scores.tolist()))

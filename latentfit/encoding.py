@@ -53,6 +53,8 @@ def encode(
     with bar:
         for index, item in enumerate(batches):
             bar.show(index, total)
+            if isinstance(dataset, list | tuple):
+                _check_is_batch(item)
             latents = _encode_batch(encoder, _input_of(item))
             if parts and latents.shape[1:] != parts[0].shape[1:]:
                 raise DataError(
@@ -83,6 +85,19 @@ def check_finite(rows: Tensor, what: str, remedy: str) -> None:
         raise NonFiniteError(
             f"Expected finite {what}; got {count} of {len(rows)} rows with NaN or infinity, the first at "
             f"index {int(bad.int().argmax())}; {remedy}."
+        )
+
+
+def _check_is_batch(item: Any) -> None:
+    """Refuse an item of a list that is one sample by all appearances; as a batch it would be misread."""
+    label = item[1] if isinstance(item, tuple | list) and len(item) == 2 else None
+    labelled = isinstance(label, int | float) or getattr(label, "ndim", None) == 0
+    batch = _input_of(item)
+    if labelled or (batch.ndim == 1 and batch.is_floating_point()):
+        raise DataError(
+            f"Expected a list of batches (n, ...); its items look like single samples of shape "
+            f"{tuple(batch.shape)}. Stack them with torch.stack, or pass "
+            "DataLoader(samples, batch_size=512)."
         )
 
 

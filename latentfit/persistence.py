@@ -42,6 +42,8 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     target = Path(os.path.realpath(path))  # a link stays a link
     if target.is_dir():
         raise IsADirectoryError(f"Expected a file's path; {str(path)!r} is a folder.")
+    if target.exists() and not target.is_file():  # replacing /dev/null would take it from everyone
+        raise OSError(f"Expected a file's path; {str(path)!r} is a device, a pipe or a socket.")
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     try:
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))

@@ -120,22 +120,18 @@ class LatentSampler:
             Latents (n, \*shape).
 
         Raises:
-            OptionError: n or seed is not such a number.
+            OptionError: n or seed is not such a number, or n latents do not fit in memory.
             NonFiniteError: The fitted method drew NaN or infinity.
         """
         n = _check_number(n)
+        rows = self._empty_rows(n)
         with (
             isolated_rng(check_seed(seed), self.device) as generator,
             plugin_defaults(self.device),
             torch.no_grad(),
         ):
-            parts = [
-                self._plugin.sample(min(_CHUNK, n - start), generator)
-                for start in range(0, n, _CHUNK)
-            ]
-        if not parts:
-            return torch.empty(0, *self.shape, dtype=self.dtype, device=self.device)
-        rows = torch.cat(parts)
+            for part in rows.split(_CHUNK) if n else ():
+                part.copy_(self._plugin.sample(len(part), generator))
         check_finite(rows, "samples", "the fit is unstable: fit again with a lower learning_rate")
         return self._transform.inverse(rows, self.dtype).view(n, *self.shape)
 
@@ -215,6 +211,15 @@ class LatentSampler:
         tensors = {f"sampler.{k}": v for k, v in self._plugin.state_dict().items()}
         tensors |= {f"transform.{k}": v for k, v in self._transform.state().items()}
         write_tensors(path, tensors, {"info": self.info, "history": self.history})
+
+    def _empty_rows(self, n: int) -> Tensor:
+        """Allocate for n rows at once, so that too many are refused before any is drawn."""
+        try:
+            return torch.empty(n, self._transform.dim, dtype=torch.float32, device=self.device)
+        except (RuntimeError, TypeError, OverflowError) as error:
+            raise OptionError(
+                f"Expected n latents of {self.dim} values to fit in memory; got n={n}. Draw fewer at a time."
+            ) from error
 
     def _latents(self, z: Tensor | np.ndarray[Any, Any]) -> Tensor:
         """Check latents and put them on the device."""
@@ -345,7 +350,7 @@ def resolve_device(device: str | torch.device) -> torch.device:
         torch.zeros(1, device=resolved).item()
     except (RuntimeError, TypeError, AssertionError) as error:
         raise OptionError(
-            f"Expected device as one of this machine's: 'cpu', 'cuda', 'cuda:0', ...; got {device!r} "
-            f"({str(error).splitlines()[0]})."
+            f"Expected a device that this machine has, such as 'cpu'; got {str(device)!r} "
+            f"({str(error).splitlines()[0][:100]})."
         ) from error
     return resolved

@@ -425,3 +425,19 @@ def test_a_sampler_draws_and_scores_the_same_in_another_process(folder, tmp_path
         assert torch.equal(
             read_array(tmp_path / f"{method}.npy"), load_sampler(file).sample(100, seed=5)
         )
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("fit", "--latents", "latents.npy", "--out", "latents.npy"),
+        ("sample", "flow.safetensors", "-n", "3", "--out", "flow.safetensors"),
+        ("score", "flow.safetensors", "--latents", "latents.npy", "--out", "latents.npy"),
+    ],
+)
+def test_an_input_is_not_written_over(run, folder, words):
+    before = (folder / words[-1]).read_bytes()
+    code, out, err = run(*words)
+    assert (code, out) == (1, "")
+    assert "Expected another file to write than the input" in err
+    assert (folder / words[-1]).read_bytes() == before

@@ -243,3 +243,21 @@ def test_a_module_is_not_taken_for_a_dataset() -> None:
         plain_encode(nn.Linear(2, 2))
     with pytest.raises(DataError, match="got module"):
         plain_encode(types)
+
+
+@pytest.mark.parametrize(
+    "samples",
+    [
+        [torch.ones(3)] * 10,
+        [(torch.ones(3, 2), 1)] * 10,
+        [(torch.ones(3, 2), torch.tensor(1))] * 10,
+    ],
+)
+def test_a_list_of_samples_is_not_read_as_batches(samples: list[Any]) -> None:
+    with pytest.raises(DataError, match=r"list of batches.*torch\.stack"):
+        encode(None, samples, batch_size=4)
+
+
+def test_a_list_of_labelled_batches_is() -> None:
+    batches = [(torch.ones(3, 2), torch.zeros(3))] * 2
+    assert encode(None, batches, batch_size=4).shape == (6, 2)

@@ -293,7 +293,7 @@ def test_non_finite_latents_are_refused_before_training() -> None:
         ({"seed": -1}, "seed as a whole number"),
         ({"seed": 0.5}, "seed as a whole number"),
         ({"transform": "zca"}, "transform as one of 'standardize', 'none'"),
-        ({"device": "gpu"}, "device as one of this machine's: .*; got 'gpu'"),
+        ({"device": "gpu"}, "Expected a device that this machine has, .*; got 'gpu'"),
         ({"encoder": 3}, "encoder as an nn.Module"),
         ({"decoder": 3}, "decoder as an nn.Module"),
         ({"steps": 0}, "Option 'steps' of 'realnvp': expected int >= 1; got 0"),
@@ -326,7 +326,7 @@ def test_numpy_numbers_are_numbers() -> None:
 def test_a_missing_accelerator_is_told_before_anything_is_encoded() -> None:
     if torch.cuda.is_available():
         pytest.skip("needs a machine without CUDA")
-    with pytest.raises(OptionError, match="Expected device as one of this machine's"):
+    with pytest.raises(OptionError, match="Expected a device that this machine has"):
         fit(encoder=lambda x: 1 / 0, device="cuda")
 
 

@@ -325,5 +325,14 @@ def test_a_method_that_is_not_installed_is_named(saved: Path, tmp_path: Path) ->
 
 @pytest.mark.parametrize("device", ["gpu", "cpux", 3.0, "meta"])
 def test_an_unknown_device_is_refused(device: Any, saved: Path) -> None:
-    with pytest.raises(OptionError, match="Expected device as one of this machine's"):
+    with pytest.raises(OptionError, match="Expected a device that this machine has"):
         load_sampler(saved, device=device)
+
+
+def test_a_pipe_is_not_replaced(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe.safetensors"
+    os.mkfifo(pipe)
+    with pytest.raises(OSError, match="is a device, a pipe or a socket"), atomic_path(pipe):
+        pass
+    assert pipe.is_fifo()
+    assert list(tmp_path.iterdir()) == [pipe]

@@ -485,5 +485,12 @@ def test_options_are_a_copy_and_to_returns_the_sampler() -> None:
     sampler.options["steps"] = "changed"
     assert sampler.options["steps"] == 5
     assert sampler.to("cpu") is sampler
-    with pytest.raises(OptionError, match="Expected device"):
+    with pytest.raises(OptionError, match="Expected a device"):
         sampler.to("abacus")
+
+
+@pytest.mark.parametrize("n", [10**14, 10**25])
+def test_more_samples_than_memory_holds_are_refused_at_once(n: int) -> None:
+    sampler = fit_latent_sampler(None, blobs(), steps=2)
+    with pytest.raises(OptionError, match="fit in memory"):
+        sampler.sample(n)

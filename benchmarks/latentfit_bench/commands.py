@@ -177,6 +177,8 @@ def execute(
     log(f"figures: {time.perf_counter() - start:.1f} s")
     results["seconds"] = time.perf_counter() - began
     text = json.dumps(results, indent=2, allow_nan=False) + "\n"
+    for name in figures.NAMES - pictures.keys():  # an earlier run's would stand beside this table
+        (request.out / name).unlink(missing_ok=True)
     for name, content in pictures.items():
         write_atomically(request.out / name, content)
     write_atomically(request.out / "table.md", report.markdown_table(results).encode())

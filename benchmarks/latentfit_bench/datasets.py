@@ -210,6 +210,11 @@ def _user_folder(data_dir: str | os.PathLike[str] | None) -> Path | None:
             )
         return folder
     if variable := os.environ.get(DATA_VARIABLE):
+        if not Path(variable).is_dir():
+            raise DatasetUnavailableError(
+                f"Expected {DATA_VARIABLE} to name a folder; there is no {variable!r}. Unset it to use the "
+                "cache."
+            )
         folder = Path(variable) / "mnist"
         if folder.is_dir():
             return folder

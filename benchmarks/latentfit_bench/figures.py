@@ -13,6 +13,8 @@ from torch import Tensor
 from latentfit_bench.runner import Gallery
 from latentfit_bench.systems import FLOOR, SYSTEMS
 
+NAMES = {"samples.png", "fcd.png", "training-gan.png", "training-flow.png", "tsne.png"}
+
 
 def _png(figure: Figure) -> bytes:
     FigureCanvasAgg(figure)

@@ -274,3 +274,9 @@ def test_the_real_mnist(mnist):
     assert mnist.test_labels[:10].tolist() == [7, 2, 1, 0, 4, 1, 4, 9, 5, 9]
     # The published mean of MNIST's training pixels.
     assert mnist.train_images.mean().item() == pytest.approx(0.1307, abs=1e-4)
+
+
+def test_a_variable_that_names_no_folder_is_an_error_and_not_a_download(tmp_path, monkeypatch):
+    monkeypatch.setenv("LATENTFIT_DATA", str(tmp_path / "nothing"))
+    with pytest.raises(DatasetUnavailableError, match="LATENTFIT_DATA to name a folder"):
+        load_mnist(None)
