@@ -53,9 +53,10 @@ def encode(
     with bar:
         for index, item in enumerate(batches):
             bar.show(index, total)
+            batch = _input_of(item)
             if isinstance(dataset, list | tuple):
-                _check_is_batch(item)
-            latents = _encode_batch(encoder, _input_of(item))
+                _check_is_batch(item, batch)
+            latents = _encode_batch(encoder, batch)
             if parts and latents.shape[1:] != parts[0].shape[1:]:
                 raise DataError(
                     f"Expected batches of one shape (n, {_listed(parts[0].shape[1:])}); batch {index} has "
@@ -88,11 +89,10 @@ def check_finite(rows: Tensor, what: str, remedy: str) -> None:
         )
 
 
-def _check_is_batch(item: Any) -> None:
+def _check_is_batch(item: Any, batch: Tensor) -> None:
     """Refuse an item of a list that is one sample by all appearances; as a batch it would be misread."""
     label = item[1] if isinstance(item, tuple | list) and len(item) == 2 else None
     labelled = isinstance(label, int | float) or getattr(label, "ndim", None) == 0
-    batch = _input_of(item)
     if labelled or (batch.ndim == 1 and batch.is_floating_point()):
         raise DataError(
             f"Expected a list of batches (n, ...); its items look like single samples of shape "

@@ -131,7 +131,8 @@ class LatentSampler:
             torch.no_grad(),
         ):
             for part in rows.split(_CHUNK) if n else ():
-                part.copy_(self._plugin.sample(len(part), generator))
+                drawn = self._plugin.sample(len(part), generator)
+                part.copy_(drawn.reshape(part.shape))  # copy_ alone would broadcast
         check_finite(rows, "samples", "the fit is unstable: fit again with a lower learning_rate")
         return self._transform.inverse(rows, self.dtype).view(n, *self.shape)
 
