@@ -16,9 +16,8 @@ def with_results(readme: str) -> str:
     _, _, tail = rest.partition(END)
     if not tail:
         raise ValueError(f"Expected README.md to hold {START!r} and, later, {END!r}.")
-    table = markdown_table(json.loads(RESULTS.read_text())).partition("\n\n")[
-        2
-    ]  # without its title
+    document = markdown_table(json.loads(RESULTS.read_text()), brief=True)
+    _, _, table = document.partition("\n\n")  # without its title
     return f"{head}{START}\n{table}\n{END}{tail}"
 
 

@@ -2,8 +2,9 @@
 
 from latentfit._version import __version__
 from latentfit.fit import fit_latent_sampler
+from latentfit.loading import load_sampler
 from latentfit.registry import PluginInfo, list_benchmarks, list_samplers
-from latentfit.sampler import LatentSampler, load_sampler
+from latentfit.sampler import LatentSampler
 
 __all__ = [
     "LatentSampler",

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from latentfit.condition import as_labels
 from latentfit.errors import DataError, NonFiniteError
 from latentfit.models import Model
 from latentfit.outputs import from_array
@@ -20,6 +21,7 @@ __all__ = ["check_finite", "encode"]
 
 # What a dict item's input is called in torch, transformers and datasets.
 _INPUT_KEYS = ("x", "input", "inputs", "data", "image", "images", "img", "pixel_values", "latents")
+_LABEL_KEYS = ("y", "label", "labels", "target", "targets")
 _DATASETS = "a tensor, an array, a torch Dataset or IterableDataset, a DataLoader, or an iterable of batches"
 
 
@@ -29,7 +31,8 @@ def encode(
     *,
     batch_size: int,
     progress: bool | None = None,
-) -> Tensor:
+    labels: bool = False,
+) -> tuple[Tensor, Tensor | None]:
     """Encode a dataset batch by batch.
 
     Args:
@@ -38,9 +41,10 @@ def encode(
             ``x``, ``(x, y)`` or dicts.
         batch_size: Rows a call, where the dataset does not come in batches already.
         progress: Whether to show a bar; None means on a terminal.
+        labels: Whether to collect the items' labels: y of ``(x, y)``, or a dict's "labels".
 
     Returns:
-        Latents (N, *shape) on the CPU, in the encoder's floating dtype.
+        Latents (N, *shape) on the CPU, in the encoder's floating dtype; and the labels (N, ...) or None.
 
     Raises:
         DataError: An unusable dataset, batches that disagree in shape, or no rows.
@@ -49,6 +53,7 @@ def encode(
     """
     batches, total = _batches(dataset, batch_size)
     parts: list[Tensor] = []
+    label_parts: list[Tensor] = []
     bar = Bar("encoding" if encoder else "reading", progress)
     with bar:
         for index, item in enumerate(batches):
@@ -64,6 +69,8 @@ def encode(
                 )
             if len(latents):
                 parts.append(latents)
+                if labels and not isinstance(dataset, Mapping):
+                    label_parts.append(_labels_of(item, len(latents)))
         bar.show(total or len(parts), total)
     if not parts:
         raise DataError(
@@ -71,7 +78,11 @@ def encode(
         )
     latents = torch.cat(parts)
     check_finite(latents, "latents", "if the encoder runs in half precision, run it in float32")
-    return latents
+    if not labels:
+        return latents, None
+    if isinstance(dataset, Mapping):  # one dict of arrays for the whole dataset
+        return latents, _labels_of(dataset, len(latents))
+    return latents, _joined(label_parts)
 
 
 def check_finite(rows: Tensor, what: str, remedy: str) -> None:
@@ -164,6 +175,34 @@ def _input_of(item: Any) -> Tensor:
             f"{type(item).__name__}. The dataset may be {_DATASETS}."
         )
     return item
+
+
+def _labels_of(item: Any, n: int) -> Tensor:
+    """Take the labels out of a batch's item: y of ``(x, y)``, or a dict's labels."""
+    found: Any = None
+    if isinstance(item, Mapping):
+        found = next((item[key] for key in _LABEL_KEYS if key in item), None)
+    elif isinstance(item, tuple | list) and len(item) > 1:
+        found = item[1]
+    if found is None:
+        keys = ", ".join(map(repr, _LABEL_KEYS))
+        raise DataError(
+            f"Expected items (x, y), or dicts with one of {keys}, for condition='labels'; got "
+            f"{type(item).__name__}. Or pass the labels themselves as condition=."
+        )
+    return as_labels(found, n)
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    kinds = {f"{part.dtype} (n, {_listed(part.shape[1:])})": part.dtype for part in parts}
+    if (
+        len(kinds) > 1
+        and len({(d.is_floating_point, k.partition("(")[2]) for k, d in kinds.items()}) > 1
+    ):
+        raise DataError(
+            f"Expected labels of one kind and shape; the batches have {' and '.join(kinds)}."
+        )
+    return torch.cat(parts)
 
 
 def _listed(shape: torch.Size) -> str:

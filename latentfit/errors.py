@@ -16,6 +16,7 @@
     ├── UnknownPluginError (LookupError)     no plugin of that name is installed
     ├── DuplicatePluginError (RuntimeError)  two distributions registered one name
     └── PluginLoadError (ImportError)        an installed plugin can't be imported or has the wrong type
+        └── PluginVersionError               it was written for another version of the plugin API
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ __all__ = [
     "NotFittedError",
     "OptionError",
     "PluginLoadError",
+    "PluginVersionError",
     "UnknownPluginError",
 ]
 
@@ -102,4 +104,14 @@ class DuplicatePluginError(LatentfitError, RuntimeError):
 
 
 class PluginLoadError(LatentfitError, ImportError):
-    """An installed plugin can't be imported, or is not of the type its group promises."""
+    """An installed plugin can't be imported, or is not of the type its group promises.
+
+    Attributes:
+        reason: What is wrong, without the plugin's name and owner; None where the message is that already.
+    """
+
+    reason: str | None = None
+
+
+class PluginVersionError(PluginLoadError):
+    """An installed plugin was written for another major version of the plugin API."""

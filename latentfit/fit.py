@@ -4,36 +4,33 @@ from __future__ import annotations
 
 import math
 import numbers
-import time
 from contextlib import nullcontext
-from importlib.metadata import version
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from latentfit._version import __version__
+from latentfit.auto import AUTO, AutoOptions, fit_best, load_candidates
+from latentfit.condition import as_labels, kind_of
 from latentfit.encoding import encode
-from latentfit.errors import DataError, DivergenceError, OptionError
+from latentfit.errors import OptionError
+from latentfit.fitting import Plan, check_condition, fit_class
 from latentfit.models import Model, decoder_of, encoder_of
 from latentfit.options import resolve_options
-from latentfit.progress import Bar
-from latentfit.randomness import check_seed, isolated_rng, plugin_defaults
+from latentfit.randomness import check_seed, isolated_rng
 from latentfit.registry import load_sampler_class, sampler_distribution
-from latentfit.sampler import LatentSampler, build_plugin, resolve_device
-from latentfit.training import Run
+from latentfit.sampler import LatentSampler, resolve_device
 from latentfit.transforms import make_transform
 
 __all__ = ["fit_latent_sampler"]
 
 
-@torch.inference_mode(False)  # under a caller's no_grad or inference_mode nothing could be trained
-@torch.enable_grad()
 def fit_latent_sampler(
     encoder: Any,
     dataset: Any,
     *,
     method: str = "realnvp",
+    condition: Any = None,
     decoder: Any = None,
     transform: str = "standardize",
     validation: float = 0.1,
@@ -56,7 +53,11 @@ def fit_latent_sampler(
             the dataset holds latents already.
         dataset: A tensor or array (N, ...), a torch Dataset, a DataLoader, or an iterable of batches; items
             are ``x``, ``(x, y)`` or dicts.
-        method: The name of an installed sampler; ``latentfit samplers`` lists them.
+        method: The name of an installed sampler; ``latentfit samplers`` lists them. "auto" fits a short list
+            within one time budget and keeps the best by held-out data; see ``info["ranking"]``.
+        condition: What to condition on, for methods that can: "labels" takes y from the dataset's items
+            ``(x, y)`` or dicts; or the labels themselves. Whole numbers (N,) are classes; floats (N,) or
+            (N, C) are vectors.
         decoder: What ``decode`` and ``generate`` use: an nn.Module, a callable, or an object with ``decode``
             or ``inverse_transform``.
         transform: "standardize" (each dimension to mean 0 and deviation 1; constant ones are left out and
@@ -68,90 +69,65 @@ def fit_latent_sampler(
         progress: Whether to show progress on stderr; None means on a terminal.
         max_seconds: Ends the training after so many seconds, with the schedule annealed in time; encoding
             does not count.
-        **options: The method's options.
+        **options: The method's options. Those of "auto" are ``methods``, a tuple of names, and ``metric``,
+            "c2st" or "energy".
 
     Returns:
         The fitted sampler.
 
     Raises:
-        OptionError: An argument or a method's option that does not fit.
+        OptionError: An argument or a method's option that does not fit, or a method that can't take the
+            condition; told before anything is encoded where that is possible.
         UnknownPluginError: The method is not installed; the message lists those that are.
         DataError: A dataset or latents that can't be used; NonFiniteError for NaN and infinity.
         EncoderOutputError: The encoder returned no single tensor.
         DivergenceError: Training left the finite numbers; its ``sampler`` has the last finite weights.
     """
     _check_arguments(validation, batch_size, progress, max_seconds)
-    validation, batch_size = float(validation), int(batch_size)
     seed = check_seed(seed)
-    plugin_class = load_sampler_class(method)
-    resolved = resolve_options(plugin_class, options, method=method)
-    transform_class = make_transform(transform)
+    plugin_class = None if method == AUTO else load_sampler_class(method)
+    resolved = resolve_options(plugin_class or AutoOptions, options, method=method)
+    candidates = {} if plugin_class else load_candidates(resolved["methods"])
+    make_transform(transform)
+    from_dataset = isinstance(condition, str)
+    if from_dataset and condition != "labels":
+        raise OptionError(f"Expected condition as 'labels', labels or None; got {condition!r}.")
+    given = None if condition is None or from_dataset else as_labels(condition)
+    if plugin_class and given is not None:
+        check_condition(plugin_class, kind_of(given), method)
+    elif plugin_class and from_dataset and not plugin_class.conditions:
+        check_condition(plugin_class, "labels", method)  # of whatever kind they will be
     model = None if encoder is None else encoder_of(encoder)
     decoding = None if decoder is None else decoder_of(decoder)
     origin = _device_of(model, dataset)
-    target = resolve_device(origin if device is None else device)
+    plan = Plan(
+        transform=transform,
+        validation=float(validation),
+        batch_size=int(batch_size),
+        device=resolve_device(origin if device is None else device),
+        seed=seed,
+        progress=progress,
+        max_seconds=max_seconds,
+        decoder=decoding,
+    )
 
     with isolated_rng(seed, origin), model.evaluating() if model else nullcontext():
-        latents = encode(model, dataset, batch_size=batch_size, progress=progress)
-    _check_latents(latents)
-    flat = latents.reshape(len(latents), -1)
-    mapping = transform_class.fit(flat)
-    if mapping.dim == 0:
-        raise DataError(
-            f"Expected latents that vary; all {len(flat)} are equal. Does the encoder ignore its input?"
+        latents, labels = encode(
+            model, dataset, batch_size=plan.batch_size, progress=progress, labels=from_dataset
         )
-
-    rows, held_out = _split(mapping.forward(flat).to(target), validation, seed)
-    plugin = build_plugin(plugin_class, resolved, dim=mapping.dim, n=len(rows), seed=seed)
-    plugin.to(target)
-    failure: DivergenceError | None = None
-    with (
-        isolated_rng(seed, target) as generator,
-        plugin_defaults(target),
-        Bar(method, progress) as bar,
-    ):
-        run = Run(generator, batch_size=batch_size, max_seconds=max_seconds, show=bar.show)
-        try:
-            plugin.fit(rows, held_out, run)
-        except DivergenceError as error:
-            failure = error
-
-    info = {
-        "method": method,
-        "options": resolved,
-        "shape": list(latents.shape[1:]),
-        "dim": flat.shape[1],
-        "dtype": str(latents.dtype).removeprefix("torch."),
-        "n": len(rows),
-        "n_validation": len(held_out),
-        "batch_size": batch_size,
-        "seconds": time.monotonic() - run.started,
-        "seed": seed,
-        "transform": transform,
-        "constant_dimensions": mapping.constant,
-        "parameters": sum(p.numel() for p in plugin.parameters()),
-        "versions": {
-            "latentfit": __version__,
-            "torch": version("torch"),
-            "plugin": sampler_distribution(method),
-        },
-    }
-    sampler = LatentSampler(
-        plugin, mapping, info=info, history=run.history, device=target, decoder=decoding
+    if given is not None:
+        labels = as_labels(given, len(latents))
+    if plugin_class is None:
+        return fit_best(latents, candidates, labels=labels, plan=plan, metric=resolved["metric"])
+    return fit_class(
+        plugin_class,
+        latents,
+        method=method,
+        options=resolved,
+        labels=labels,
+        plan=plan,
+        distribution=sampler_distribution(method),
     )
-    if failure is not None:
-        failure.sampler = sampler if run.history else None
-        raise failure
-    return sampler
-
-
-def _check_latents(latents: Tensor) -> None:
-    if len(latents) < 2:
-        raise DataError(f"Expected at least 2 latents; got {len(latents)}.")
-    if latents.numel() == 0:
-        raise DataError(
-            f"Expected latents of at least one value; got shape {tuple(latents.shape)}."
-        )
 
 
 def _check_arguments(validation: Any, batch_size: Any, progress: Any, max_seconds: Any) -> None:
@@ -177,11 +153,3 @@ def _device_of(model: Model | None, dataset: Any) -> torch.device:
     if isinstance(dataset, Tensor):
         return dataset.device
     return torch.device("cpu")
-
-
-def _split(rows: Tensor, validation: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Split rows into those to train on and those held out, at random by the seed."""
-    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed), device="cpu")
-    order = order.to(rows.device)
-    held_out = min(len(rows) - 1, max(1, round(len(rows) * validation))) if validation else 0
-    return rows[order[held_out:]], rows[order[:held_out]]

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
 
+from latentfit.em import Terms, expect, factorise, kmeans, widest
+
 __all__ = ["GaussianMixture", "mixture_size"]
 
-_CHUNK = 8192  # rows; bounds the (rows, K, D) intermediate
-_KMEANS_ROWS = 20_000
-_KMEANS_STEPS = 10
+_NUMBERS = 2**20  # in the (rows, K, D) intermediate of a density that is computed at once
+_SINGLE = 1e4  # how far terms may cancel before float32 gives way to float64: it leaves 1e-3 nats
+_RIDGE = 1e-6
 
 
 def mixture_size(n: int, dim: int, *, most: int = 100) -> int:
@@ -26,156 +28,258 @@ class GaussianMixture(nn.Module):
     All parameters are trainable, so that it can be the base of a flow; :meth:`fit` starts it on data.
     Dimensions and a resulting number of components are fixed at construction, so that a state dict fits.
 
+    With a context the weights depend on it and the components do not: the weights' logits are
+    ``logits + context @ gate``. Without one a mixture that was fitted to classes is that of all their rows.
+
     Args:
         dim: D, the number of columns.
         components: K.
+        context_dim: C, the number of columns of a context; 0 for none.
     """
 
-    def __init__(self, dim: int, components: int) -> None:
+    gate: nn.Parameter | None
+
+    def __init__(self, dim: int, components: int, context_dim: int = 0) -> None:
         super().__init__()
-        self.dim, self.components = dim, components
+        self.dim, self.components, self.context_dim = dim, components, context_dim
         self.logits = nn.Parameter(torch.zeros(components))
         self.means = nn.Parameter(torch.zeros(components, dim))
         # The precision of component k is P_k P_k', with P_k upper triangular.
         self.log_diagonal = nn.Parameter(torch.zeros(components, dim))
         self.off_diagonal = nn.Parameter(torch.zeros(components, dim, dim))
+        gate = nn.Parameter(torch.zeros(context_dim, components)) if context_dim else None
+        self.register_parameter("gate", gate)
         self.register_buffer("_upper", torch.ones(dim, dim).triu(1), persistent=False)
         self._upper: Tensor
 
-    def log_prob(self, x: Tensor) -> Tensor:
-        """Log density in nats, (n,), of rows x (n, D)."""
-        return self._joint(x).logsumexp(dim=1)
-
-    def sample(self, n: int, generator: torch.Generator) -> Tensor:
-        """Draw n rows, (n, D)."""
-        if n == 0:
-            return self.means.detach()[:0]
-        weights = self.logits.detach().softmax(0)
-        component = torch.multinomial(weights, n, replacement=True, generator=generator)
-        noise = torch.randn(n, self.dim, generator=generator, device=weights.device)
-        # x = m + P^-T e has precision P P'. One component at a time: (n, D, D) would not fit in memory.
-        eye = torch.eye(self.dim, device=weights.device).expand(self.components, -1, -1)
-        factor = torch.linalg.solve_triangular(self._precision_factor().detach(), eye, upper=True)
-        order = component.argsort(stable=True)
-        counts = component.bincount(minlength=self.components).tolist()
-        rows = torch.empty_like(noise)
-        for k, index in enumerate(order.split(counts)):
-            rows[index] = torch.addmm(self.means.detach()[k], noise[index], factor[k])
-        return rows
+    def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Log density in nats, (n,), of rows x (n, D), under contexts (n, C)."""
+        factor = self._precision_factor()  # (K, D, D)
+        # In parts that stay in the cache; a training batch is about one.
+        size = max(256, _NUMBERS // (self.components * self.dim))
+        pairs: Iterable[tuple[Tensor, Tensor | None]]
+        if context is None:
+            pairs = ((part, None) for part in x.split(size))
+        else:
+            pairs = zip(x.split(size), context.split(size), strict=True)
+        return torch.cat([self._joint(part, factor, c).logsumexp(dim=1) for part, c in pairs])
 
     @torch.no_grad()
+    def sample(self, n: int, generator: torch.Generator, context: Tensor | None = None) -> Tensor:
+        """Draw n rows, (n, D), in no order; with contexts (n, C), one row for each."""
+        if n == 0:
+            return self.means.new_zeros(0, self.dim)
+        weights = self._log_weights(context).exp()
+        if context is None:
+            component = torch.multinomial(weights, n, replacement=True, generator=generator)
+        else:
+            component = torch.multinomial(weights, 1, generator=generator)[:, 0]
+        noise = torch.randn(n, self.dim, generator=generator, device=weights.device)
+        return self._place(component, noise)
+
+    @torch.no_grad()
+    def complete(self, given: Tensor, generator: torch.Generator) -> Tensor:
+        """Draw rows (n, D) from the conditional distribution under their first columns (n, C), C < D.
+
+        With P upper triangular the first C of P'(x - m) depend on the first C columns alone: they are known,
+        and only the others are noise.
+        """
+        if not len(given):
+            return self.means.new_zeros(0, self.dim)
+        columns = given.shape[1]
+        marginal = self.head(columns=columns)
+        factor = marginal._precision_factor()
+        size = max(256, _NUMBERS // (self.components * columns))
+        weights = [marginal._joint(part, factor, None).softmax(1) for part in given.split(size)]
+        component = torch.multinomial(torch.cat(weights), 1, generator=generator)[:, 0]
+        noise = torch.randn(len(given), self.dim, generator=generator, device=given.device)
+        return self._place(component, noise, given)
+
+    def head(self, *, components: int | None = None, columns: int | None = None) -> GaussianMixture:
+        """The first components' marginal distribution of the first columns; it shares this one's storage.
+
+        Its parameters are views that do not require gradients: writing to them in place writes here.
+        """
+        k = self.components if components is None else components
+        d = self.dim if columns is None else columns
+        part = GaussianMixture(d, k, self.context_dim).to(self.means.device)
+        for name, view in (
+            ("logits", self.logits[:k]),
+            ("means", self.means[:k, :d]),
+            ("log_diagonal", self.log_diagonal[:k, :d]),
+            ("off_diagonal", self.off_diagonal[:k, :d, :d]),
+            ("gate", None if self.gate is None else self.gate[:, :k]),
+        ):
+            if view is not None:
+                setattr(part, name, nn.Parameter(view.detach(), requires_grad=False))
+        return part
+
     def fit(
         self,
         x: Tensor,
         generator: torch.Generator,
         *,
+        context: Tensor | None = None,
         steps: int = 8,
         stop: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Start on data: k-means++, Lloyd's iterations on at most 20,000 rows, then EM on all.
-
-        Each covariance is shrunk towards the pooled one with the weight of D rows, so that a component with
-        few rows stays regular.
+        """Start on data, then take EM steps.
 
         Args:
             x: Rows (n, D), n >= 1.
             generator: The source of randomness, on x's device.
-            steps: EM iterations.
+            context: Their contexts (n, C). Under one-hot ones EM finds the weights of each class; others are
+                left to the gradient, and the gate stays as it is.
+            steps: EM steps.
             stop: Asked before each; True ends them.
         """
-        centre = x.mean(0)
-        picked = x = x - centre  # rows far from zero would lose their digits in the squares
-        if len(x) > _KMEANS_ROWS:
-            picked = x[torch.randperm(len(x), generator=generator, device=x.device)[:_KMEANS_ROWS]]
-        centres = _kmeans(picked, self.components, generator)
-        self._maximise(x, lambda rows: _nearest(rows, centres))
-        for _ in range(steps):
+        self.start(x, generator, context=context)
+        for _ in range(steps if self.components > 1 else 0):
             if stop():
                 break
-            self._maximise(x, lambda rows: self._joint(rows).softmax(dim=1))
-        self.means.add_(centre)
+            self.improve(x, context=context)
+
+    @torch.no_grad()
+    def start(
+        self,
+        x: Tensor,
+        generator: torch.Generator,
+        *,
+        context: Tensor | None = None,
+        shrinkage: float = 1.0,
+    ) -> None:
+        """Set the components to the clusters of k-means++ on rows x (n, D); see :meth:`improve`."""
+        centre = x.mean(0)
+        centres = kmeans(x - centre, self.components, generator)
+        # Each row belongs to the nearest centre, and in equal shares to those that are equally near.
+        sharp = 1e5 / (x - centre).square().sum(1).mean().clamp_min(1e-30)
+        classes = self._classes(context)
+        near = Terms(
+            -0.5 * sharp * centres.square().sum(1),
+            sharp * centres,
+            torch.zeros_like(self.off_diagonal),
+            centres.new_zeros(self.components, 0 if classes is None else self.context_dim),
+        )
+        _, sums = expect(x, centre, near, classes)
+        self._maximise(sums, centre, shrinkage)
+
+    @torch.no_grad()
+    def improve(self, x: Tensor, *, context: Tensor | None = None, shrinkage: float = 1.0) -> float:
+        """Take one EM step.
+
+        Each covariance is shrunk towards the pooled one, so that a component with few rows stays regular;
+        without shrinkage no step lowers the likelihood.
+
+        Args:
+            x: Rows (n, D), n >= 1.
+            context: Their contexts (n, C); those that are not one-hot are not looked at.
+            shrinkage: The weight of the pooled covariance, in units of D rows.
+
+        Returns:
+            The mean log density of the rows before the step.
+        """
+        centre, classes = x.mean(0), self._classes(context)
+        total, sums = expect(x, centre, self._weights(centre, classes is not None), classes)
+        self._maximise(sums, centre, shrinkage)
+        return float(total) / len(x)
+
+    @torch.no_grad()
+    def mean_log_prob(self, x: Tensor, context: Tensor | None = None) -> float:
+        """The mean of :meth:`log_prob` over rows, faster and, with thin components, a little less exact."""
+        classes = self._classes(context)
+        if context is not None and classes is None:
+            return float(self.log_prob(x, context).double().mean())
+        centre = x.mean(0)
+        weights = self._weights(centre, classes is not None)
+        return float(expect(x, centre, weights, classes, only_total=True)[0]) / len(x)
 
     def _precision_factor(self) -> Tensor:
         return self.off_diagonal * self._upper + torch.diag_embed(self.log_diagonal.exp())
 
-    def _joint(self, x: Tensor) -> Tensor:
+    def _log_weights(self, context: Tensor | None) -> Tensor:
+        """Logs of the weights, (K,), or (n, K) under contexts (n, C)."""
+        if context is None:
+            return self.logits.log_softmax(-1)
+        if self.gate is None:
+            raise ValueError(
+                f"Expected no context, because context_dim is 0; got one of shape {tuple(context.shape)}."
+            )
+        return (self.logits + context @ self.gate).log_softmax(-1)
+
+    def _joint(self, x: Tensor, factor: Tensor, context: Tensor | None) -> Tensor:
         """Log of weight times density of each component, (n, K)."""
-        factor = self._precision_factor()  # (K, D, D)
         flat = factor.permute(1, 0, 2).reshape(self.dim, -1)  # (D, K * D)
         offset = torch.bmm(self.means[:, None], factor).reshape(-1)  # (K * D,)
         white = torch.addmm(-offset, x, flat).view(len(x), self.components, self.dim)
-        constant = (
-            self.logits.log_softmax(0)
-            + self.log_diagonal.sum(1)
-            - 0.5 * self.dim * math.log(2 * math.pi)
-        )
-        return constant - 0.5 * white.square().sum(dim=2)
+        constant = self.log_diagonal.sum(1) - 0.5 * self.dim * math.log(2 * math.pi)
+        squares = torch.linalg.vecdot(white, white)  # less memory traffic than squares and their sum
+        return torch.add(self._log_weights(context) + constant, squares, alpha=-0.5)
 
-    def _maximise(self, x: Tensor, responsibilities: Callable[[Tensor], Tensor]) -> None:
-        """One M step, chunk by chunk; scatters are taken about the means, which keeps their digits."""
-        k, d = self.components, self.dim
-        wide = torch.float32 if x.device.type == "mps" else torch.float64
-        chunks = [(rows, responsibilities(rows)) for rows in x.split(_CHUNK)]
-        count, first = x.new_zeros(k, dtype=wide), x.new_zeros(k, d, dtype=wide)
-        for rows, weight in chunks:
-            count += weight.sum(0)
-            first += weight.T @ rows
+    def _place(self, component: Tensor, noise: Tensor, given: Tensor | None = None) -> Tensor:
+        """Turn noise (n, D) into rows of components (n,), with the first columns given (n, C) or free."""
+        # x = m + P^-T e has precision P P'. One component at a time: (n, D, D) would not fit in memory.
+        precision = self._precision_factor()
+        eye = torch.eye(self.dim, device=noise.device).expand(self.components, -1, -1)
+        factor = torch.linalg.solve_triangular(precision, eye, upper=True)
+        counts = component.bincount(minlength=self.components).tolist()
+        rows = torch.empty_like(noise)
+        for k, index in enumerate(component.argsort(stable=True).split(counts)):
+            own = noise[index]
+            if given is not None:
+                c = given.shape[1]
+                own[:, :c] = (given[index] - self.means[k, :c]) @ precision[k, :c, :c]
+            rows[index] = torch.addmm(self.means[k], own, factor[k])
+        return rows
+
+    def _classes(self, context: Tensor | None) -> Tensor | None:
+        """Contexts that are one-hot, for EM; None for none and for others."""
+        if context is None or self.gate is None:
+            return None
+        whole = ((context == 0) | (context == 1)).all() & (context.sum(1) == 1).all()
+        return context if bool(whole) else None
+
+    def _weights(self, centre: Tensor, by_class: bool) -> Terms:
+        """The components' log joint densities as functions of rows less the centre."""
+        wide = widest(centre.device)
+        factor, means = self._precision_factor().to(wide), (self.means - centre).to(wide)
+        precision = factor @ factor.mT
+        linear = (precision @ means[:, :, None])[:, :, 0]
+        constant = self.log_diagonal.to(wide).sum(1) - 0.5 * self.dim * math.log(2 * math.pi)
+        constant = constant - 0.5 * (linear * means).sum(1)
+        extra = linear[:, :0]
+        if by_class:
+            each = torch.eye(self.context_dim, device=centre.device)
+            extra = self._log_weights(each).T.to(wide)
+        else:
+            constant = constant + self._log_weights(None)
+        # In the log density of a component's rows these terms, in absolute value, cancel to about D.
+        eye = torch.eye(self.dim, dtype=wide, device=centre.device).expand(self.components, -1, -1)
+        root = torch.linalg.solve_triangular(factor, eye, upper=True)
+        size = (means.square() + root.square().sum(1)).sqrt()
+        cancelling = torch.einsum("ki,kij,kj->k", size, precision.abs(), size).max()
+        weights = Terms(constant, linear, -0.5 * precision, extra)
+        return weights.to(torch.float32) if float(cancelling) < _SINGLE else weights
+
+    def _maximise(self, sums: Terms, centre: Tensor, shrinkage: float) -> None:
+        """Take the M step from the sums of the rows' terms."""
+        count = sums.one
         safe = count.clamp_min(1e-6)
-        means = (first / safe[:, None]).to(x)
-        scatter = x.new_zeros(k, d, d, dtype=wide)
-        for rows, weight in chunks:
-            for own, mean, root in zip(scatter, means, weight.sqrt().T, strict=True):
-                centred = (rows - mean) * root[:, None]
-                own += centred.T @ centred
-        pooled = scatter.sum(0) / len(x)
-        covariance = (scatter + d * pooled) / (safe + d)[:, None, None]
+        means = sums.linear / safe[:, None]
+        scatter = sums.products - count[:, None, None] * means[:, :, None] * means[:, None]
+        pooled, prior = scatter.sum(0) / count.sum(), shrinkage * self.dim
+        covariance = (scatter + prior * pooled) / (safe + prior)[:, None, None]
         diagonal = covariance.diagonal(dim1=1, dim2=2)
-        diagonal += 1e-6 * (1 + diagonal.amax(1, keepdim=True))
+        diagonal += _RIDGE * (1 + diagonal.amax(1, keepdim=True))
         # With C = L L', the precision is L^-T L^-1; P must be upper triangular, and L^-T is.
-        lower = _cholesky(covariance)
-        eye = torch.eye(d, dtype=wide, device=x.device).expand(k, -1, -1)
-        factor = torch.linalg.solve_triangular(lower, eye, upper=False).mT
-        self.logits.copy_((safe / safe.sum()).log())
-        self.means.copy_(means)
+        eye = torch.eye(self.dim, dtype=count.dtype, device=count.device).expand(len(count), -1, -1)
+        factor = torch.linalg.solve_triangular(factorise(covariance), eye, upper=False).mT
+        weights = safe / safe.sum()
+        self.logits.copy_(weights.log())
+        self.means.copy_(means + centre)
         self.log_diagonal.copy_(factor.diagonal(dim1=1, dim2=2).log())
         self.off_diagonal.copy_(factor.triu(1))
-
-
-def _cholesky(matrices: Tensor) -> Tensor:
-    """Factorise covariances (K, D, D); those that rounding has left indefinite get a larger diagonal."""
-    ridge = torch.finfo(matrices.dtype).eps * matrices.diagonal(dim1=1, dim2=2).abs().amax(1)
-    lower: Tensor
-    lower, failed = torch.linalg.cholesky_ex(matrices)
-    while bool((failed > 0).any()):
-        ridge = 10 * ridge
-        eye = torch.eye(matrices.shape[1], dtype=matrices.dtype, device=matrices.device)
-        matrices = matrices + (failed > 0)[:, None, None] * ridge[:, None, None] * eye
-        lower, failed = torch.linalg.cholesky_ex(matrices)
-    return lower
-
-
-def _nearest(rows: Tensor, centres: Tensor) -> Tensor:
-    """The nearest centre of each row, one-hot: (n, K)."""
-    index = torch.cdist(rows, centres).argmin(dim=1, keepdim=True)
-    return rows.new_zeros(len(rows), len(centres)).scatter_(1, index, 1.0)
-
-
-def _kmeans(x: Tensor, k: int, generator: torch.Generator) -> Tensor:
-    """Centres (k, D) by k-means++ (Arthur and Vassilvitskii, 2007) and Lloyd's iterations.
-
-    Not scikit-learn's: that one adds up in the order in which its threads finish, so that one seed would not
-    give the same bits twice, and it does not run where the latents are.
-    """
-    first = torch.randint(len(x), (1,), generator=generator, device=x.device)
-    chosen = [x[first]]
-    distance = (x - chosen[0]).square().sum(1)
-    for _ in range(k - 1):
-        weights = distance if bool(distance.sum() > 0) else torch.ones_like(distance)
-        chosen.append(x[torch.multinomial(weights, 1, generator=generator)])
-        distance = torch.minimum(distance, (x - chosen[-1]).square().sum(1))
-    centres = torch.cat(chosen)
-    for _ in range(_KMEANS_STEPS):
-        member = _nearest(x, centres)
-        count = member.sum(0)[:, None]
-        centres = torch.where(count > 0, member.T @ x / count.clamp_min(1), centres)
-    return centres
+        if self.gate is not None and sums.extra.shape[1]:
+            # One more row of each class is spread as all rows are: nothing is impossible or undefined.
+            by_class = sums.extra.T
+            share = (by_class + weights) / (by_class.sum(1, keepdim=True) + 1)
+            self.gate.copy_((share / weights).log())

@@ -13,7 +13,8 @@ from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin, g
 
 import numpy as np
 
-from latentfit.errors import OptionError
+from latentfit.docstrings import describe_arguments
+from latentfit.errors import OptionError, PluginLoadError
 
 __all__ = ["Interval", "Option", "describe_options", "parse_option_strings", "resolve_options"]
 
@@ -45,11 +46,24 @@ class Interval:
 
 @dataclass(frozen=True)
 class Option:
-    """One keyword argument of a sampler's constructor."""
+    """One keyword argument of a sampler's constructor.
+
+    Attributes:
+        name: What it is called.
+        annotation: Its type, with an :class:`Interval` where it has one.
+        default: Its default; ``inspect.Parameter.empty`` where it has to be given.
+        help: What it does, from the class's docstring; empty where that says nothing.
+    """
 
     name: str
     annotation: Any
     default: Any
+    help: str = ""
+
+    @property
+    def required(self) -> bool:
+        """Whether it has to be given."""
+        return self.default is inspect.Parameter.empty
 
     @property
     def expects(self) -> str:
@@ -62,16 +76,31 @@ class _MismatchError(Exception):
 
 
 def describe_options(cls: type) -> dict[str, Option]:
-    """List the options of a sampler class by name, in the order of its constructor."""
+    """List the options of a sampler class by name, in the order of its constructor.
+
+    Raises:
+        PluginLoadError: The constructor's annotations can't be read, or an option is of a type, or has a
+            default, that no option can have.
+    """
     constructor: Any = cast(Any, cls).__init__
-    hints = get_type_hints(constructor, include_extras=True)
-    parameters = list(inspect.signature(constructor).parameters.values())[1:]  # without self
-    named = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return {
-        p.name: Option(p.name, hints.get(p.name, Any), p.default)
-        for p in parameters
-        if p.kind in named
-    }
+    try:
+        hints = get_type_hints(constructor, include_extras=True)
+        parameters = list(inspect.signature(constructor).parameters.values())[1:]  # without self
+    except Exception as error:  # annotations are another's code: a name that is not there, ...
+        raise PluginLoadError(
+            f"The annotations of {cls.__name__}'s constructor can't be read: {type(error).__name__}: {error}"
+        ) from error
+    texts = describe_arguments(cls)
+    options = {}
+    for p in parameters:
+        if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
+            continue
+        option = Option(p.name, hints.get(p.name, Any), p.default, texts.get(p.name, ""))
+        problem = "is positional only" if p.kind is p.POSITIONAL_ONLY else _problem(option)
+        if problem:
+            raise PluginLoadError(f"The option {p.name!r} of {cls.__name__} {problem}.")
+        options[p.name] = option
+    return options
 
 
 def resolve_options(cls: type, given: Mapping[str, Any], *, method: str) -> dict[str, Any]:
@@ -98,7 +127,7 @@ def resolve_options(cls: type, given: Mapping[str, Any], *, method: str) -> dict
     resolved = {}
     for name, option in known.items():
         value = given.get(name, option.default)
-        if value is inspect.Parameter.empty:
+        if option.required and name not in given:
             raise OptionError(f"{method!r} needs the option {name!r}: {option.expects}.")
         try:
             resolved[name] = _coerce(option.annotation, value)
@@ -134,11 +163,62 @@ def _is_union(annotation: Any) -> bool:
     return get_origin(annotation) in (Union, types.UnionType)
 
 
+def _members(annotation: Any) -> tuple[Any, ...]:
+    """The members of a union or a tuple; an interval around it goes to those that hold numbers."""
+    base, interval = _split(annotation)
+    if interval is None:
+        return get_args(base)
+    return tuple(
+        Annotated[member, interval] if _holds_numbers(member) else member
+        for member in get_args(base)
+    )
+
+
+def _holds_numbers(annotation: Any) -> bool:
+    base, _ = _split(annotation)
+    if _is_union(base) or get_origin(base) is tuple:
+        return any(map(_holds_numbers, get_args(base)))
+    return base in (int, float)
+
+
+def _problem(option: Option) -> str | None:
+    """What is wrong with an option that its author declared."""
+    unknown = _unsupported(option.annotation)
+    if unknown is not None:
+        return (
+            f"has the type {unknown}; expected int, float, bool, str, Literal, tuple[X, ...], unions of them "
+            "with None, and Interval around numbers"
+        )
+    if not option.required:
+        try:
+            _coerce(option.annotation, option.default)
+        except _MismatchError:
+            return f"expects {option.expects}, but its default is {option.default!r}"
+    return None
+
+
+def _unsupported(annotation: Any) -> str | None:
+    """The part of an annotation that no option can have, or None."""
+    base, interval = _split(annotation)
+    if interval is not None and not _holds_numbers(base):
+        return f"{getattr(base, '__name__', base)} with an Interval"
+    if _is_union(base) or (get_origin(base) is tuple and get_args(base)):
+        found = (_unsupported(m) for m in get_args(base) if m is not Ellipsis)
+        return next((text for text in found if text is not None), None)
+    if get_origin(base) is Literal:
+        known = all(isinstance(choice, str | int) for choice in get_args(base))
+    else:
+        known = base in (Any, None, type(None), bool, str, int, float)
+    return (
+        None if known else str(base) if get_origin(base) else getattr(base, "__name__", str(base))
+    )
+
+
 def _coerce(annotation: Any, value: Any) -> Any:
     """Give the value as the annotated type, or raise _MismatchError."""
     base, interval = _split(annotation)
     if _is_union(base):
-        for member in get_args(base):
+        for member in _members(annotation):
             try:
                 return _coerce(member, value)
             except _MismatchError:
@@ -153,7 +233,7 @@ def _coerce(annotation: Any, value: Any) -> Any:
     if get_origin(base) is tuple:
         if isinstance(value, str) or not isinstance(value, Sequence):
             raise _MismatchError
-        members = get_args(base)
+        members = _members(annotation)
         if members[-1] is not Ellipsis:
             _require(len(value) == len(members), value)
             return tuple(_coerce(m, v) for m, v in zip(members, value, strict=True))
@@ -186,7 +266,7 @@ def _parse(annotation: Any, text: str) -> Any:
     """Read a text as the annotated type; a text that does not fit is returned as it is."""
     base, _ = _split(annotation)
     if _is_union(base):
-        for member in get_args(base):
+        for member in _members(annotation):
             value = _parse(member, text)
             try:
                 return _coerce(member, value)
@@ -198,8 +278,13 @@ def _parse(annotation: Any, text: str) -> Any:
     if get_origin(base) is Literal:
         return next((choice for choice in get_args(base) if str(choice) == text), text)
     if get_origin(base) is tuple:
-        member = get_args(base)[0]
-        return tuple(_parse(member, part.strip()) for part in text.strip("()").split(",") if part)
+        parts = [part.strip() for part in text.strip("()").split(",") if part.strip()]
+        members = _members(annotation)
+        if members[-1] is Ellipsis:
+            members = members[:1] * len(parts)
+        if len(parts) != len(members):
+            return text
+        return tuple(map(_parse, members, parts))
     if base is bool:
         return {"true": True, "1": True, "false": False, "0": False}.get(text.lower(), text)
     if base in (int, float):
@@ -213,13 +298,13 @@ def _parse(annotation: Any, text: str) -> Any:
 def _expects(annotation: Any) -> str:
     base, interval = _split(annotation)
     if _is_union(base):
-        return " or ".join(_expects(member) for member in get_args(base))
+        return " or ".join(_expects(member) for member in _members(annotation))
     if base is None or base is type(None):
         return "None"
     if get_origin(base) is Literal:
         return " or ".join(repr(choice) for choice in get_args(base))
     if get_origin(base) is tuple:
-        members = get_args(base)
+        members = _members(annotation)
         if members[-1] is Ellipsis:
             return f"a tuple of {_expects(members[0])}"
         return f"a tuple of {len(members)}: {', '.join(_expects(m) for m in members)}"

@@ -29,6 +29,7 @@ encoder, an image or a file::
             return normal.log_prob(rows)
 """
 
+from latentfit.adversarial import train_adversarially
 from latentfit.errors import DataError, DivergenceError, OptionError
 from latentfit.mixture import GaussianMixture, mixture_size
 from latentfit.options import Interval
@@ -48,4 +49,5 @@ __all__ = [
     "minibatches",
     "mixture_size",
     "train",
+    "train_adversarially",
 ]

@@ -2,38 +2,34 @@
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from latentfit.condition import Condition
 from latentfit.encoding import check_finite
 from latentfit.errors import (
     DataError,
     DecoderUnavailable,
     DensityUnavailable,
-    FileFormatError,
-    LatentfitError,
     OptionError,
 )
-from latentfit.models import Model, decoder_of
-from latentfit.options import resolve_options
+from latentfit.models import Model
 from latentfit.outputs import from_array
-from latentfit.persistence import read_tensors, write_tensors
+from latentfit.persistence import write_tensors
 from latentfit.randomness import check_seed, isolated_rng, plugin_defaults
-from latentfit.registry import load_sampler_class
 from latentfit.sampler_base import Sampler
-from latentfit.transforms import TRANSFORMS, Transform
+from latentfit.transforms import Transform
 
-__all__ = ["LatentSampler", "load_sampler"]
+__all__ = ["DTYPES", "LatentSampler", "resolve_device"]
 
 _CHUNK = 8192  # rows that a plugin sees at once; bounds the memory of large draws
-_DTYPES = {str(t).removeprefix("torch."): t for t in (torch.float32, torch.float64, torch.float16)}
-_DTYPES["bfloat16"] = torch.bfloat16
+DTYPES = {str(t).removeprefix("torch."): t for t in (torch.float32, torch.float64, torch.float16)}
+DTYPES["bfloat16"] = torch.bfloat16
 
 
 class LatentSampler:
@@ -46,7 +42,8 @@ class LatentSampler:
         history: The training curves: lists of equal length by name, with "step" among them. Losses of
             methods with a density are in nats per standardised latent.
         info: What was fitted, how and on what: method, options, shape, dim, dtype, n (rows trained on),
-            n_validation, seconds, seed, transform, constant_dimensions, parameters, versions.
+            n_validation, seconds, seed, transform, constant_dimensions, parameters, condition, versions, and
+            under "fit" what the method tells of its fit.
     """
 
     def __init__(
@@ -58,11 +55,13 @@ class LatentSampler:
         history: dict[str, list[float]],
         device: torch.device,
         decoder: Model | None = None,
+        condition: Condition | None = None,
     ) -> None:
         self._plugin = plugin.requires_grad_(False).eval()
         plugin.zero_grad(set_to_none=True)  # the training's last gradients
         self._transform = transform
         self._decoder = decoder
+        self._condition = condition
         self._device = device
         self.info = info
         self.history = history
@@ -90,7 +89,7 @@ class LatentSampler:
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the latents that are drawn: the encoder's."""
-        return _DTYPES[self.info["dtype"]]
+        return DTYPES[self.info["dtype"]]
 
     @property
     def device(self) -> torch.device:
@@ -108,35 +107,39 @@ class LatentSampler:
         self._plugin.to(self._device)
         return self
 
-    def sample(self, n: int, *, seed: int | None = None) -> Tensor:
+    def sample(self, n: int, *, seed: int | None = None, condition: Any = None) -> Tensor:
         r"""Draw latents.
 
         Args:
             n: How many, >= 0.
             seed: A whole number for the same latents each time, on the same kind of device; None for new
                 ones. The global random state is neither used nor changed.
+            condition: For a sampler that was fitted with one: a class (a whole number) or one for each
+                latent (n,); or a vector (C,) or one for each (n, C).
 
         Returns:
             Latents (n, \*shape).
 
         Raises:
-            OptionError: n or seed is not such a number, or n latents do not fit in memory.
+            OptionError: n or seed is not such a number, n latents do not fit in memory, or a condition
+                that is missing, unknown or not wanted.
             NonFiniteError: The fitted method drew NaN or infinity.
         """
         n = _check_number(n)
+        context = self._context(condition, n)
         rows = self._empty_rows(n)
         with (
             isolated_rng(check_seed(seed), self.device) as generator,
             plugin_defaults(self.device),
             torch.no_grad(),
         ):
-            for part in rows.split(_CHUNK) if n else ():
-                drawn = self._plugin.sample(len(part), generator)
+            for part, given in _chunks(rows, context):
+                drawn = self._plugin.sample(len(part), generator, *given)
                 part.copy_(drawn.reshape(part.shape))  # copy_ alone would broadcast
         check_finite(rows, "samples", "the fit is unstable: fit again with a lower learning_rate")
         return self._transform.inverse(rows, self.dtype).view(n, *self.shape)
 
-    def log_prob(self, z: Tensor | np.ndarray[Any, Any]) -> Tensor:
+    def log_prob(self, z: Tensor | np.ndarray[Any, Any], *, condition: Any = None) -> Tensor:
         r"""Compute the exact log density of latents, differentiable in z.
 
         Where dimensions are constant in the data, the density is over the others, and minus infinity for
@@ -144,6 +147,8 @@ class LatentSampler:
 
         Args:
             z: Latents (n, \*shape) in the encoder's units.
+            condition: For a sampler that was fitted with one: what the density is conditioned on, one for
+                all or one for each latent, as in :meth:`sample`.
 
         Returns:
             (n,) float32, in nats, in the encoder's units (the transform's determinant is included).
@@ -152,24 +157,26 @@ class LatentSampler:
             DensityUnavailable: The method has no density; ``has_density`` tells beforehand.
             DataError: z has another shape.
             NonFiniteError: z holds NaN or infinity.
+            OptionError: A condition that is missing, unknown or not wanted.
         """
         if not self.has_density:
             raise DensityUnavailable(
                 f"{self.method!r} draws samples but has no density; choose a method with has_density."
             )
         latents = self._latents(z)
+        context = self._context(condition, len(latents))
         if not len(latents):
             return torch.zeros(0, dtype=torch.float32, device=self.device)
         parts = []
         with plugin_defaults(self.device):
-            for part in latents.reshape(len(latents), self.dim).split(_CHUNK):
-                rows = self._plugin.log_prob(self._transform.forward(part))
+            for part, given in _chunks(latents.reshape(len(latents), self.dim), context):
+                rows = self._plugin.log_prob(self._transform.forward(part), *given)
                 parts.append(rows + self._transform.log_determinant(part))
         return torch.cat(parts)
 
-    def score_samples(self, z: Tensor | np.ndarray[Any, Any]) -> Tensor:
+    def score_samples(self, z: Tensor | np.ndarray[Any, Any], *, condition: Any = None) -> Tensor:
         """Do what :meth:`log_prob` does; scikit-learn's name for it."""
-        return self.log_prob(z)
+        return self.log_prob(z, condition=condition)
 
     def decode(self, z: Tensor | np.ndarray[Any, Any]) -> Tensor:
         r"""Decode latents (n, \*shape) with the decoder, in eval mode; differentiable in z.
@@ -189,8 +196,10 @@ class LatentSampler:
             size = int(self.info["batch_size"])
             return torch.cat([self._decoder(part) for part in latents.split(size)])
 
-    def generate(self, n: int, *, seed: int | None = None) -> Tensor:
-        """Draw n latents and decode them; the seed counts for a decoder that draws, too.
+    def generate(self, n: int, *, seed: int | None = None, condition: Any = None) -> Tensor:
+        """Draw n latents, as :meth:`sample` does, and decode them.
+
+        The seed counts for a decoder that draws, too.
 
         Raises:
             DecoderUnavailable: No decoder was given.
@@ -198,7 +207,7 @@ class LatentSampler:
         if self._decoder is None:
             return self.decode(torch.empty(0, *self.shape))  # raises, before anything is drawn
         seed = check_seed(seed)
-        z = self.sample(n, seed=seed)
+        z = self.sample(n, seed=seed, condition=condition)
         device = self._decoder.device or self.device
         with isolated_rng(seed ^ 1, device), torch.no_grad():  # not the noise that made z
             return self.decode(z)
@@ -211,7 +220,24 @@ class LatentSampler:
         """
         tensors = {f"sampler.{k}": v for k, v in self._plugin.state_dict().items()}
         tensors |= {f"transform.{k}": v for k, v in self._transform.state().items()}
+        if self._condition is not None:
+            tensors |= {f"condition.{k}": v for k, v in self._condition.state().items()}
         write_tensors(path, tensors, {"info": self.info, "history": self.history})
+
+    def _context(self, condition: Any, n: int) -> Tensor | None:
+        """Turn the user's condition into n contexts on the device."""
+        if self._condition is None:
+            if condition is not None:
+                raise OptionError(
+                    f"Expected no condition, as this sampler was fitted without one; got {condition!r}. Fit "
+                    "with condition='labels'."
+                )
+            return None
+        if condition is None:
+            raise OptionError(
+                f"Expected a condition: this sampler was fitted with {self.info['condition']}; got None."
+            )
+        return self._condition.encode(condition, n).to(self.device)
 
     def _empty_rows(self, n: int) -> Tensor:
         """Allocate for n rows at once, so that too many are refused before any is drawn."""
@@ -248,90 +274,20 @@ class LatentSampler:
             f"LatentSampler({self.method!r}, shape={self.shape}, dtype={self.info['dtype']}, "
             f"device={str(self.device)!r},\n"
             f"    has_density={self.has_density}, decoder={'yes' if self._decoder else 'no'}, "
+            f"condition={self._condition.kind if self._condition else None!r}, "
             f"transform={info['transform']!r}, parameters={info['parameters']:,},\n"
             f"    fitted on {rows} in {info['seconds']:.1f} s,\n"
             f"    {chosen})"
         )
 
 
-@torch.inference_mode(False)  # weights made in inference mode would allow no gradients later
-def load_sampler(
-    path: str | os.PathLike[str], *, device: str | torch.device | None = None, decoder: Any = None
-) -> LatentSampler:
-    """Load a sampler that :meth:`LatentSampler.save` wrote.
-
-    Nothing in the file is run: it names a method, and the installed plugin of that name is used.
-
-    Args:
-        path: The file.
-        device: Where to put it; None means the CPU.
-        decoder: An nn.Module, a callable, or an object with ``decode`` or ``inverse_transform``.
-
-    Raises:
-        FileFormatError: The file is damaged, of another kind or of a newer format.
-        UnknownPluginError: The method's plugin is not installed.
-        PluginLoadError: The method's plugin is broken.
-        OSError: The file can't be read.
-    """
-    decoding = None if decoder is None else decoder_of(decoder)
-    target = resolve_device("cpu" if device is None else device)
-    tensors, header = read_tensors(path)
-    try:
-        info, history = header["info"], header["history"]
-        method, dim = info["method"], info["dim"]
-        shape, n, dtype = info["shape"], info["n"], info["dtype"]
-        options, transform_class = info["options"], TRANSFORMS[info["transform"]]
-        sizes = [*shape, dim, n]
-        if not all(type(size) is int and size > 0 for size in sizes) or math.prod(shape) != dim:
-            raise ValueError(f"shape {shape!r}, dim {dim!r}, n {n!r}")
-        if dtype not in _DTYPES or not isinstance(options, dict):
-            raise ValueError(f"dtype {dtype!r}, options {options!r}")
-    except (KeyError, TypeError, ValueError) as error:
-        raise FileFormatError(
-            f"{path}: expected a latentfit header; {type(error).__name__}: {error}."
-        ) from error
-    plugin_class = load_sampler_class(method)
-    parts: dict[str, dict[str, Tensor]] = {"sampler": {}, "transform": {}}
-    for key, tensor in tensors.items():
-        part, _, name = key.partition(".")
-        if part not in parts:
-            raise FileFormatError(f"{path}: expected tensors of a sampler; got one called {key!r}.")
-        parts[part][name] = tensor
-    try:
-        transform = transform_class.from_state(parts["transform"], dim)
-        resolved = resolve_options(plugin_class, options, method=method)
-        plugin = build_plugin(plugin_class, resolved, dim=transform.dim, n=n, seed=0)
-        _load_state(plugin, parts["sampler"])
-    except LatentfitError as error:
-        raise FileFormatError(f"{path}: {error}") from error
-    info = {**info, "options": resolved}
-    return LatentSampler(
-        plugin.to(target), transform, info=info, history=history, device=target, decoder=decoding
-    )
-
-
-def build_plugin(
-    cls: Callable[..., Sampler], options: dict[str, Any], *, dim: int, n: int, seed: int
-) -> Sampler:
-    """Construct a plugin and create its tensors, on the CPU, by one seed."""
-    cpu = torch.device("cpu")
-    with isolated_rng(seed, cpu), plugin_defaults(cpu):
-        plugin = cls(**options)
-        plugin.build(dim, n)
-    return plugin
-
-
-def _load_state(plugin: Sampler, state: dict[str, Tensor]) -> None:
-    """Load a state dict that must match what the plugin built, name by name."""
-    expected = {k: (tuple(v.shape), v.dtype) for k, v in plugin.state_dict().items()}
-    found = {k: (tuple(v.shape), v.dtype) for k, v in state.items()}
-    for name in sorted(expected.keys() | found.keys()):
-        if expected.get(name) != found.get(name):
-            raise FileFormatError(
-                f"tensor {name!r}: expected {expected.get(name, 'none')}; got {found.get(name, 'none')}. Was "
-                "it saved by another version of the plugin?"
-            )
-    plugin.load_state_dict(state)
+def _chunks(rows: Tensor, context: Tensor | None) -> Iterator[tuple[Tensor, tuple[Any, ...]]]:
+    """Split rows, and contexts where there are any, into what a plugin sees at once."""
+    if not len(rows):
+        return
+    parts = rows.split(_CHUNK)
+    contexts = ((),) * len(parts) if context is None else zip(context.split(_CHUNK), strict=True)
+    yield from zip(parts, contexts, strict=True)
 
 
 def _check_number(n: Any) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,8 @@ from latentfit.mixture import GaussianMixture, mixture_size
 from latentfit.training import Run, train
 
 __all__ = ["FlowSampler", "Sampler"]
+
+_CHUNK = 8192  # rows
 
 
 class Sampler(nn.Module, ABC):
@@ -27,21 +29,37 @@ class Sampler(nn.Module, ABC):
     then ``sample`` and ``log_prob``. All state is parameters and buffers. Rows are float32. Around ``build``,
     ``fit`` and ``sample`` the global random number generators are seeded and given back by the
     caller, so that libraries which take no generator are reproducible too.
+
+    A method that can be conditioned names the kinds in ``conditions``, takes a last argument
+    ``context: Tensor | None = None`` in ``sample`` and ``log_prob``, and finds the rows' contexts in ``run``.
+    A context is one float32 row for each row: one-hot for classes, standardised values for a vector.
+
+    Attributes:
+        has_density: Whether ``log_prob`` works.
+        conditions: The kinds of condition that the method can take: "classes", "vector".
+        context_dim: Columns of a context, set before ``build``; 0 in a fit without a condition.
+        context_kind: Its kind, set before ``build``; None in a fit without a condition.
     """
 
     has_density: ClassVar[bool] = False
+    conditions: ClassVar[tuple[str, ...]] = ()
+    context_dim: int = 0
+    context_kind: Literal["classes", "vector"] | None = None
 
     @abstractmethod
     def build(self, dim: int, n: int) -> None:
         """Create the parameters and buffers for n training rows of dim columns.
 
         Called once with the same numbers before a fit and before a state is loaded, so it may depend on
-        nothing else than them and the options.
+        nothing else than them, the options, ``context_dim`` and ``context_kind``.
         """
 
     @abstractmethod
     def fit(self, rows: Tensor, held_out: Tensor, run: Run) -> None:
-        """Learn the distribution of rows (N, D), with held_out (M, D) to stop by; M may be 0."""
+        """Learn the distribution of rows (N, D), with held_out (M, D) to stop by; M may be 0.
+
+        In a fit with a condition ``run.context`` (N, C) and ``run.held_out_context`` (M, C) belong to them.
+        """
 
     @abstractmethod
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
@@ -65,10 +83,15 @@ class _Normal(nn.Module):
         self.register_buffer("_anchor", torch.zeros(1), persistent=False)  # knows the device
         self._anchor: Tensor
 
-    def log_prob(self, x: Tensor) -> Tensor:
+    def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:  # noqa: ARG002
         return -0.5 * (x.square().sum(1) + self.dim * math.log(2 * math.pi))
 
-    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+    def sample(
+        self,
+        n: int,
+        generator: torch.Generator,
+        context: Tensor | None = None,  # noqa: ARG002 - the mixture's interface
+    ) -> Tensor:
         return torch.randn(n, self.dim, generator=generator, device=self._anchor.device)
 
 
@@ -78,6 +101,9 @@ class FlowSampler(Sampler):
     A subclass creates its layers in :meth:`build_flow` and implements :meth:`to_base` and
     :meth:`from_base`; fitting by maximum likelihood, sampling and scoring are here. A flow that begins as
     the identity begins, on a mixture base, with the mixture's likelihood.
+
+    A flow that can be conditioned sets ``conditions`` and takes a last argument
+    ``context: Tensor | None = None`` in :meth:`to_base` and :meth:`from_base`; the base takes it by itself.
 
     Args:
         base: "normal" or "mixture".
@@ -113,7 +139,8 @@ class FlowSampler(Sampler):
         """Create the base and the flow."""
         self.noise: GaussianMixture | _Normal
         if self.base == "mixture":
-            self.noise = GaussianMixture(dim, min(n, self.components or mixture_size(n, dim)))
+            components = min(n, self.components or mixture_size(n, dim))
+            self.noise = GaussianMixture(dim, components, self.context_dim)
         else:
             self.noise = _Normal(dim)
         self.build_flow(dim)
@@ -121,12 +148,13 @@ class FlowSampler(Sampler):
     def fit(self, rows: Tensor, held_out: Tensor, run: Run) -> None:
         """Fit by maximum likelihood."""
         if isinstance(self.noise, GaussianMixture):
-            with torch.no_grad():
-                start = torch.cat([self.to_base(part)[0] for part in rows.split(8192)])
-            self.noise.fit(start, run.generator, stop=lambda: run.elapsed() >= 1)
+            start = self._to_base_in_parts(rows, run.context)
+            self.noise.fit(
+                start, run.generator, context=run.context, stop=lambda: run.elapsed() >= 1
+            )
         train(
             self,
-            lambda batch: -self.log_prob(batch).mean(),
+            lambda *batch: -self.log_prob(*batch).mean(),
             rows,
             held_out,
             run,
@@ -134,11 +162,24 @@ class FlowSampler(Sampler):
             learning_rate=self.learning_rate,
         )
 
-    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+    def sample(self, n: int, generator: torch.Generator, context: Tensor | None = None) -> Tensor:
         """Draw n rows, (n, D)."""
-        return self.from_base(self.noise.sample(n, generator))
+        noise = self.noise.sample(n, generator, context)
+        return self.from_base(noise, *_given(context))
 
-    def log_prob(self, rows: Tensor) -> Tensor:
+    def log_prob(self, rows: Tensor, context: Tensor | None = None) -> Tensor:
         """Log density in nats, (n,), of rows (n, D)."""
-        noise, log_determinant = self.to_base(rows)
-        return self.noise.log_prob(noise) + log_determinant
+        noise, log_determinant = self.to_base(rows, *_given(context))
+        return self.noise.log_prob(noise, context) + log_determinant
+
+    @torch.no_grad()
+    def _to_base_in_parts(self, rows: Tensor, context: Tensor | None) -> Tensor:
+        if context is None:
+            return torch.cat([self.to_base(part)[0] for part in rows.split(_CHUNK)])
+        parts: Any = zip(rows.split(_CHUNK), context.split(_CHUNK), strict=True)
+        return torch.cat([self.to_base(*part)[0] for part in parts])
+
+
+def _given(context: Tensor | None) -> tuple[Any, ...]:
+    """The context as arguments: none for a flow that need not know of contexts."""
+    return () if context is None else (context,)

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,9 @@ class Run:
         max_seconds: The time that the fit may take, or None.
         show: Called with the step, the number of steps and the newest values; draws the progress bar.
         history: The training curves; :meth:`log` appends to them.
+        context: The condition of each training row, (N, C) float32; None without a condition.
+        held_out_context: The condition of each held-out row, (M, C); None without a condition.
+        facts: What the fit chose or found, by name, as JSON values; it becomes ``sampler.info["fit"]``.
         started: When the fit began, in the seconds of ``time.monotonic``.
     """
 
@@ -37,6 +41,9 @@ class Run:
     max_seconds: float | None = None
     show: Callable[[int, int, dict[str, float]], None] = lambda *_: None
     history: dict[str, list[float]] = field(default_factory=dict)
+    context: Tensor | None = None
+    held_out_context: Tensor | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
     started: float = field(default_factory=time.monotonic)
 
     def steps(self, total: int) -> Iterator[tuple[int, float]]:
@@ -67,17 +74,40 @@ class Run:
         self.show(step, total, values)
 
 
-def minibatches(rows: Tensor, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
+@overload
+def minibatches(
+    rows: Tensor, batch_size: int, generator: torch.Generator, context: None = None
+) -> Iterator[Tensor]: ...
+
+
+@overload
+def minibatches(
+    rows: Tensor, batch_size: int, generator: torch.Generator, context: Tensor
+) -> Iterator[tuple[Tensor, Tensor]]: ...
+
+
+def minibatches(
+    rows: Tensor, batch_size: int, generator: torch.Generator, context: Tensor | None = None
+) -> Iterator[Tensor] | Iterator[tuple[Tensor, Tensor]]:
     """Yield shuffled minibatches for ever: a permutation at a time, the short rest left out.
 
     Fewer rows than a batch are one batch. Works on rows in memory; there is no DataLoader in the hot loop.
+
+    Args:
+        rows: Training rows (N, D).
+        batch_size: Rows in a minibatch.
+        generator: The source of randomness, on the rows' device.
+        context: The rows' contexts (N, C).
+
+    Yields:
+        Rows (n, D); with a context, pairs of rows and contexts (n, C).
     """
     size = min(batch_size, len(rows))
     whole = len(rows) // size * size
     while True:
         order = torch.randperm(len(rows), generator=generator, device=rows.device)
         for index in order[:whole].split(size):
-            yield rows[index]
+            yield rows[index] if context is None else (rows[index], context[index])
 
 
 class ParameterAverage:
@@ -111,7 +141,7 @@ class ParameterAverage:
 
 def train(
     module: nn.Module,
-    loss: Callable[[Tensor], Tensor],
+    loss: Callable[..., Tensor],
     rows: Tensor,
     held_out: Tensor,
     run: Run,
@@ -126,11 +156,13 @@ def train(
 
     Adam, a cosine schedule after a short warm-up, gradient clipping, an exponential moving average of the
     weights, and early stopping on the average's held-out loss. Without held-out rows the last average
-    stays. The weights before the first step count as a candidate too.
+    stays. The weights before the first step count as a candidate too. ``run.facts["best_step"]`` tells which
+    step's weights were kept.
 
     Args:
         module: What is trained.
-        loss: The mean loss of rows (n, D), a scalar.
+        loss: The mean loss of rows (n, D), a scalar; in a fit with a condition it is also given the rows'
+            contexts (n, C).
         rows: Training rows (N, D).
         held_out: Held-out rows (M, D); M may be 0.
         run: The run that the sampler's ``fit`` was given.
@@ -149,12 +181,15 @@ def train(
     average = ParameterAverage(parameters, ema)
     every = max(1, min(steps // _EVALUATIONS, 100))
     best = _Best(module, patience)
-    watched = held_out if len(held_out) else rows[:_EVALUATION_ROWS]
-    initial = _evaluate(module, loss, watched)
+    watched = _Watched(held_out, run.held_out_context)
+    if not len(held_out):
+        first = None if run.context is None else run.context[:_EVALUATION_ROWS]
+        watched = _Watched(rows[:_EVALUATION_ROWS], first)
+    initial = watched.mean_loss(module, loss)
     if not math.isfinite(initial):
         raise DivergenceError(f"The loss is {initial} before the first training step; {_REMEDY}.")
     if len(held_out):
-        best.offer(initial)
+        best.offer(initial, 0)
     run.log(0, steps, train_loss=initial, **({"validation_loss": initial} if len(held_out) else {}))
     total, since = torch.zeros((), device=rows.device), 0
 
@@ -163,14 +198,14 @@ def train(
         mean, since = float(total) / since, 0
         total.zero_()
         average.swap()
-        measured = _evaluate(module, loss, watched)
+        measured = watched.mean_loss(module, loss)
         if not (math.isfinite(mean) and math.isfinite(measured)):
             best.restore()
             raise DivergenceError(
                 f"Training diverged at step {done} (training loss {mean:.4g}, evaluated {measured:.4g}); "
                 f"{_REMEDY}."
             )
-        stop = best.offer(measured) if len(held_out) else best.keep(measured)
+        stop = best.offer(measured, done) if len(held_out) else best.keep(measured, done)
         average.swap()
         module.train()
         curves = {"validation_loss": measured} if len(held_out) else {}
@@ -178,14 +213,19 @@ def train(
         return stop
 
     module.train()
-    batches = minibatches(rows, run.batch_size, run.generator)
+    if run.context is None:
+        batches: Iterator[tuple[Tensor, ...]] = zip(
+            minibatches(rows, run.batch_size, run.generator), strict=True
+        )
+    else:
+        batches = minibatches(rows, run.batch_size, run.generator, run.context)
     done = 0
     for step, fraction in run.steps(steps):
         rate = learning_rate * min(1.0, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * fraction))
         for group in optimiser.param_groups:
             group["lr"] = rate
         optimiser.zero_grad(set_to_none=True)
-        value = loss(next(batches))
+        value = loss(*next(batches))
         value.backward()
         torch.nn.utils.clip_grad_norm_(parameters, max_norm, foreach=True)
         optimiser.step()
@@ -197,6 +237,7 @@ def train(
     if since:  # the steps after the last evaluation count too
         stop_after_evaluation(done)
     best.restore()
+    run.facts["best_step"] = best.step
     module.eval()
 
 
@@ -205,19 +246,19 @@ class _Best:
 
     def __init__(self, module: nn.Module, patience: int) -> None:
         self.module, self.patience = module, patience
-        self.loss, self.waited = math.inf, 0
-        self.keep(math.inf)
+        self.waited = 0
+        self.keep(math.inf, 0)
 
     @torch.no_grad()
-    def keep(self, loss: float) -> bool:
+    def keep(self, loss: float, step: int) -> bool:
         self.state = {k: v.detach().clone() for k, v in self.module.state_dict().items()}
-        self.loss, self.waited = loss, 0
+        self.loss, self.step, self.waited = loss, step, 0
         return False
 
-    def offer(self, loss: float) -> bool:
+    def offer(self, loss: float, step: int) -> bool:
         """Keep the present weights if they are better; tell whether patience has run out."""
         if loss < self.loss:
-            return self.keep(loss)
+            return self.keep(loss, step)
         self.waited += 1
         return self.waited >= self.patience
 
@@ -225,8 +266,16 @@ class _Best:
         self.module.load_state_dict(self.state)
 
 
-@torch.no_grad()
-def _evaluate(module: nn.Module, loss: Callable[[Tensor], Tensor], rows: Tensor) -> float:
-    module.eval()
-    parts = [loss(part).double() * len(part) for part in rows.split(_EVALUATION_ROWS)]
-    return float(torch.stack(parts).sum()) / len(rows)
+class _Watched:
+    """The rows that the loss is evaluated on, with their contexts, in parts that bound the memory."""
+
+    def __init__(self, rows: Tensor, context: Tensor | None) -> None:
+        tensors = (rows,) if context is None else (rows, context)
+        split = (tensor.split(_EVALUATION_ROWS) for tensor in tensors)
+        self.parts = list(zip(*split, strict=True))
+
+    @torch.no_grad()
+    def mean_loss(self, module: nn.Module, loss: Callable[..., Tensor]) -> float:
+        module.eval()
+        sums = [loss(*part).double() * len(part[0]) for part in self.parts]
+        return float(torch.stack(sums).sum()) / sum(len(part[0]) for part in self.parts)

@@ -1,152 +1,331 @@
-"""Generators trained against a critic."""
+"""Generators trained against a critic: WGAN-GP (the paper's AdvAE), the non-saturating GAN, and R3GAN."""
 
 from __future__ import annotations
 
 import itertools
-import math
-from typing import Annotated
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import softplus
 
-from latentfit.plugin import DivergenceError, Interval, ParameterAverage, Run, Sampler, minibatches
+from latentfit.plugin import (
+    GaussianMixture,
+    Interval,
+    OptionError,
+    Run,
+    Sampler,
+    mixture_size,
+    train_adversarially,
+)
 
-__all__ = ["WGANGP"]
+__all__ = ["GAN", "R3GAN", "WGANGP"]
 
+_Base = Literal["normal", "mixture"]
 _Positive = Annotated[int, Interval(1)]
 _Rate = Annotated[float, Interval(0, open_low=True)]
+_Weight = Annotated[float, Interval(0)]
 _Beta = Annotated[float, Interval(0, 1, open_high=True)]
 
 
-class WGANGP(Sampler):
-    """Wasserstein GAN with a gradient penalty (Gulrajani et al., 2017, arXiv:1704.00028): the paper's AdvAE.
+class _Adversarial(Sampler):
+    """What the three have in common: the networks, the noise and the fit; they differ in the losses.
 
-    The generator maps normal noise to rows; critic and generator minimise the paper's equations (7) and (8).
-    Samples come from a moving average of the generator's weights. There is no density.
+    On normal noise the generator maps noise to rows. On mixture noise it adds to it, nothing at first: it
+    begins with the mixture's samples and learns what to change. A context is appended to the inputs of
+    generator and critic, and the mixture's weights depend on it. There is no density.
 
     Args:
         hidden: Widths of the hidden layers, in the generator and in the critic alike.
+        base: "normal", noise that the generator maps to rows, or "mixture", noise from Gaussians fitted to
+            the rows, to which the generator adds.
         noise: The dimension of the normal noise; None means that of the rows.
+        components: The mixture's size; None chooses it from the data's.
         steps: Generator steps.
         critic_steps: Critic steps before each.
-        penalty: The gradient penalty's weight, lambda.
         learning_rate: Adam's, at the start; it falls linearly to a twentieth.
         betas: Adam's.
         ema: Decay of the moving average of the generator's weights.
     """
 
+    conditions: ClassVar[tuple[str, ...]] = ("classes", "vector")
+
     def __init__(
         self,
         *,
         hidden: tuple[_Positive, ...] = (256, 256),
+        base: _Base = "normal",
         noise: _Positive | None = None,
-        steps: _Positive = 3000,
-        critic_steps: _Positive = 5,
-        penalty: Annotated[float, Interval(0)] = 0.1,
+        components: _Positive | None = None,
+        steps: _Positive = 8000,
+        critic_steps: _Positive = 1,
         learning_rate: _Rate = 1e-3,
         betas: tuple[_Beta, _Beta] = (0.0, 0.9),
         ema: _Beta = 0.999,
     ) -> None:
         super().__init__()
         self.hidden = hidden
+        self.base = base
         self.noise = noise
+        self.components = components
         self.steps = steps
         self.critic_steps = critic_steps
-        self.penalty = penalty
         self.learning_rate = learning_rate
         self.betas = betas
         self.ema = ema
 
-    def build(self, dim: int, n: int) -> None:  # noqa: ARG002 - the data's size changes nothing
-        """Create the generator; the critic lives only in a fit."""
-        self.generator = _network((self.noise or dim, *self.hidden, dim))
+    @abstractmethod
+    def critic_loss(
+        self,
+        critic: nn.Module,
+        real: Tensor,
+        fake: Tensor,
+        generator: torch.Generator,
+        context: Tensor | None = None,
+    ) -> Tensor:
+        """Return what the critic minimises, a scalar, of rows (n, D) and as many generated ones."""
 
-    def fit(self, rows: Tensor, held_out: Tensor, run: Run) -> None:  # noqa: ARG002
-        """Train generator and critic in turn."""
-        critic = _network((rows.shape[1], *self.hidden, 1)).to(rows.device)
-        on_generator = self._adam(self.generator)
-        on_critic = self._adam(critic)
-        average = ParameterAverage(self.generator.parameters(), self.ema)
-        batches = minibatches(rows, run.batch_size, run.generator)
-        every = max(1, self.steps // 100)
-        critic_total = rows.new_zeros(())
-        generator_total = rows.new_zeros(())
-        since = 0
-        finite = [a.clone() for a in average.average]
+    @abstractmethod
+    def generator_loss(
+        self, critic: nn.Module, real: Tensor, fake: Tensor, context: Tensor | None = None
+    ) -> Tensor:
+        """Return what the generator minimises, a scalar."""
 
-        @torch.no_grad()
-        def evaluate(done: int) -> None:
-            nonlocal since, finite
-            losses = float(critic_total) / since / self.critic_steps, float(generator_total) / since
-            average.swap()
-            drawn = self.sample(64, torch.Generator(rows.device).manual_seed(0))
-            average.swap()
-            if not (all(map(math.isfinite, losses)) and bool(drawn.isfinite().all())):
-                average.average = finite
-                average.swap()
-                raise DivergenceError(
-                    f"Training diverged at step {done} (critic loss {losses[0]:.4g}, generator loss "
-                    f"{losses[1]:.4g}); lower learning_rate or raise penalty."
+    def build(self, dim: int, n: int) -> None:
+        """Create the generator and its noise; the critic lives only in a fit."""
+        self._noise_dim = dim
+        if self.base == "mixture":
+            if self.noise not in (None, dim):
+                raise OptionError(
+                    f"Mixture noise has the rows' dimension: expected noise=None or {dim}; got {self.noise}. "
+                    "Leave noise out, or choose base='normal'."
                 )
-            finite = [a.clone() for a in average.average]
-            run.log(done, self.steps, critic_loss=losses[0], generator_loss=losses[1])
-            critic_total.zero_()
-            generator_total.zero_()
-            since = 0
+            components = min(n, self.components or mixture_size(n, dim))
+            self.mixture = GaussianMixture(dim, components, self.context_dim).requires_grad_(False)
+        elif self.noise is not None:
+            self._noise_dim = self.noise
+        self.generator = _network((self._noise_dim + self.context_dim, *self.hidden, dim))
+        if self.base == "mixture":
+            for parameter in self.generator[-1].parameters():
+                nn.init.zeros_(parameter)
 
-        step = -1
-        for step, fraction in run.steps(self.steps):
-            for group in (*on_generator.param_groups, *on_critic.param_groups):
-                group["lr"] = self.learning_rate * (1 - 0.95 * fraction)
-            for _ in range(self.critic_steps):
-                real = next(batches)
-                with torch.no_grad():
-                    fake = self.sample(len(real), run.generator)
-                loss = self._critic_loss(critic, real, fake, run.generator)
-                on_critic.zero_grad()
-                loss.backward()
-                on_critic.step()
-                critic_total += loss.detach()
-            critic.requires_grad_(False)
-            loss = -critic(self.sample(run.batch_size, run.generator)).mean()  # equation (8)
-            on_generator.zero_grad()
-            loss.backward()
-            on_generator.step()
-            critic.requires_grad_(True)
-            average.update()
-            generator_total += loss.detach()
-            since += 1
-            if since == every:
-                evaluate(step + 1)
-        if since:  # the steps after the last evaluation count too
-            evaluate(step + 1)
-        average.swap()
+    def fit(self, rows: Tensor, held_out: Tensor, run: Run) -> None:
+        """Fit the mixture, if it is the noise, and train generator and critic in turn."""
+        if self.base == "mixture":
+            # Half of a short time is left to the generator.
+            self.mixture.fit(
+                rows, run.generator, context=run.context, stop=lambda: run.elapsed() > 0.5
+            )
+            run.facts["components"] = self.mixture.components
+        critic = _network((rows.shape[1] + self.context_dim, *self.hidden, 1)).to(rows.device)
 
-    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+        def critic_loss(real: Tensor, fake: Tensor, context: Tensor | None = None) -> Tensor:
+            return self.critic_loss(critic, real, fake, run.generator, context)
+
+        def generator_loss(real: Tensor, fake: Tensor, context: Tensor | None = None) -> Tensor:
+            return self.generator_loss(critic, real, fake, context)
+
+        train_adversarially(
+            self.generator,
+            critic,
+            self.sample,
+            critic_loss,
+            generator_loss,
+            rows,
+            held_out,
+            run,
+            steps=self.steps,
+            critic_steps=self.critic_steps,
+            learning_rate=self.learning_rate,
+            betas=self.betas,
+            ema=self.ema,
+        )
+
+    def sample(self, n: int, generator: torch.Generator, context: Tensor | None = None) -> Tensor:
         """Draw n rows, (n, D)."""
-        first = self.generator[0]
-        assert isinstance(first, nn.Linear)
-        noise = torch.randn(n, first.in_features, generator=generator, device=first.weight.device)
-        rows: Tensor = self.generator(noise)
+        rows: Tensor
+        if self.base == "mixture":
+            noise = self.mixture.sample(n, generator, context)
+            rows = noise + self.generator(_joined(noise, context))
+            return rows
+        device = next(self.generator.parameters()).device
+        noise = torch.randn(n, self._noise_dim, generator=generator, device=device)
+        rows = self.generator(_joined(noise, context))
         return rows
 
-    def _critic_loss(
-        self, critic: nn.Module, real: Tensor, fake: Tensor, generator: torch.Generator
+
+class WGANGP(_Adversarial):
+    """Wasserstein GAN with a gradient penalty (Gulrajani et al., 2017, arXiv:1704.00028): the paper's AdvAE.
+
+    Critic and generator minimise the paper's equations (7) and (8). Samples come from a moving average of
+    the generator's weights. There is no density.
+
+    Args:
+        penalty: The gradient penalty's weight, lambda.
+    """
+
+    def __init__(
+        self,
+        *,
+        hidden: tuple[_Positive, ...] = (256, 256),
+        base: _Base = "normal",
+        noise: _Positive | None = None,
+        components: _Positive | None = None,
+        steps: _Positive = 3000,
+        critic_steps: _Positive = 5,
+        penalty: _Weight = 0.1,
+        learning_rate: _Rate = 1e-3,
+        betas: tuple[_Beta, _Beta] = (0.0, 0.9),
+        ema: _Beta = 0.999,
+    ) -> None:
+        super().__init__(
+            hidden=hidden,
+            base=base,
+            noise=noise,
+            components=components,
+            steps=steps,
+            critic_steps=critic_steps,
+            learning_rate=learning_rate,
+            betas=betas,
+            ema=ema,
+        )
+        self.penalty = penalty
+
+    def critic_loss(
+        self,
+        critic: nn.Module,
+        real: Tensor,
+        fake: Tensor,
+        generator: torch.Generator,
+        context: Tensor | None = None,
     ) -> Tensor:
-        """Equation (7): the penalty is taken at random points between real and generated rows."""
+        """Return equation (7): the penalty is taken at random points between real and generated rows."""
         t = torch.rand(len(real), 1, generator=generator, device=real.device)
         between = torch.lerp(real, fake, t).requires_grad_()
-        (gradient,) = torch.autograd.grad(critic(between).sum(), between, create_graph=True)
+        score = critic(_joined(between, context)).sum()
+        (gradient,) = torch.autograd.grad(score, between, create_graph=True)
         norm = (gradient.square().sum(dim=1) + 1e-12).sqrt()  # differentiable at zero
         penalty = (norm - 1).square().mean()
-        scores: Tensor = critic(torch.cat((real, fake))).view(2, -1).mean(dim=1)
-        return scores[1] - scores[0] + self.penalty * penalty
+        of_real, of_fake = _scores(critic, (real, fake), context).mean(dim=1)
+        loss: Tensor = of_fake - of_real + self.penalty * penalty
+        return loss
 
-    def _adam(self, network: nn.Module) -> torch.optim.Adam:
-        fused = next(network.parameters()).device.type in ("cpu", "cuda")
-        return torch.optim.Adam(
-            network.parameters(), lr=self.learning_rate, betas=self.betas, fused=fused
+    def generator_loss(
+        self,
+        critic: nn.Module,
+        real: Tensor,  # noqa: ARG002
+        fake: Tensor,
+        context: Tensor | None = None,
+    ) -> Tensor:
+        """Return equation (8)."""
+        return -_scores(critic, (fake,), context).mean()
+
+
+class GAN(_Adversarial):
+    """The GAN with the non-saturating loss (Goodfellow et al., 2014, arXiv:1406.2661).
+
+    Critic and generator minimise the paper's equations (5) and (6). Samples come from a moving average of
+    the generator's weights. There is no density. Nothing penalises the critic's gradient, so a step costs
+    the least of the three, and nothing keeps the generator from losing modes.
+    """
+
+    def critic_loss(
+        self,
+        critic: nn.Module,
+        real: Tensor,
+        fake: Tensor,
+        generator: torch.Generator,  # noqa: ARG002
+        context: Tensor | None = None,
+    ) -> Tensor:
+        """Return equation (5), with the critic's score as the logit of D."""
+        of_real, of_fake = _scores(critic, (real, fake), context)
+        return softplus(-of_real).mean() + softplus(of_fake).mean()
+
+    def generator_loss(
+        self,
+        critic: nn.Module,
+        real: Tensor,  # noqa: ARG002
+        fake: Tensor,
+        context: Tensor | None = None,
+    ) -> Tensor:
+        """Return equation (6)."""
+        return softplus(-_scores(critic, (fake,), context)).mean()
+
+
+class R3GAN(_Adversarial):
+    """Relativistic pairing GAN with R1 and R2 penalties (Huang et al., 2024, arXiv:2501.05441).
+
+    Each generated row is scored against a real one, and the critic's gradient is penalised at both. Samples
+    come from a moving average of the generator's weights. There is no density.
+
+    Args:
+        penalty: The weight of the two penalties, gamma / 2 in the paper's notation.
+    """
+
+    def __init__(
+        self,
+        *,
+        hidden: tuple[_Positive, ...] = (256, 256),
+        base: _Base = "mixture",
+        noise: _Positive | None = None,
+        components: _Positive | None = None,
+        steps: _Positive = 8000,
+        critic_steps: _Positive = 1,
+        penalty: _Weight = 0.05,
+        learning_rate: _Rate = 1e-3,
+        betas: tuple[_Beta, _Beta] = (0.0, 0.9),
+        ema: _Beta = 0.999,
+    ) -> None:
+        super().__init__(
+            hidden=hidden,
+            base=base,
+            noise=noise,
+            components=components,
+            steps=steps,
+            critic_steps=critic_steps,
+            learning_rate=learning_rate,
+            betas=betas,
+            ema=ema,
         )
+        self.penalty = penalty
+
+    def critic_loss(
+        self,
+        critic: nn.Module,
+        real: Tensor,
+        fake: Tensor,
+        generator: torch.Generator,  # noqa: ARG002
+        context: Tensor | None = None,
+    ) -> Tensor:
+        """Return the pairing loss and both penalties; one gradient serves R1 and R2."""
+        rows = torch.cat((real, fake)).requires_grad_()
+        scores = _scores(critic, (rows,), context)
+        (gradient,) = torch.autograd.grad(scores.sum(), rows, create_graph=True)
+        of_real, of_fake = scores.view(2, -1)
+        penalties = gradient.square().sum() / len(real)  # R1 + R2
+        return softplus(of_fake - of_real).mean() + self.penalty * penalties
+
+    def generator_loss(
+        self, critic: nn.Module, real: Tensor, fake: Tensor, context: Tensor | None = None
+    ) -> Tensor:
+        """Return the pairing loss, with the parts exchanged."""
+        of_real, of_fake = _scores(critic, (real, fake), context)
+        return softplus(of_real - of_fake).mean()
+
+
+def _scores(critic: nn.Module, parts: Sequence[Tensor], context: Tensor | None) -> Tensor:
+    """Score parts of n rows that have the same contexts: (parts, n)."""
+    rows = torch.cat(tuple(parts))
+    if context is not None:
+        context = context.repeat(len(rows) // len(context), 1)
+    scores: Tensor = critic(_joined(rows, context))
+    return scores.view(len(parts), -1)
+
+
+def _joined(rows: Tensor, context: Tensor | None) -> Tensor:
+    return rows if context is None else torch.cat((rows, context), dim=1)
 
 
 def _network(widths: tuple[int, ...]) -> nn.Sequential:

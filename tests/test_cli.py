@@ -17,6 +17,9 @@ import latentfit
 from latentfit import load_sampler
 from latentfit.arrays import read_array, write_array
 from latentfit.cli import cli, main
+from latentfit.options import describe_options
+from latentfit.persistence import write_tensors
+from latentfit.registry import load_sampler_class
 
 COMMANDS = sorted(cli.commands)
 QUICK = ("-o", "steps=20", "-o", "layers=2", "-o", "components=2")
@@ -173,11 +176,41 @@ def test_info_prints_json_or_a_table(run):
     facts = json.loads(out)
     assert facts == json.loads(json.dumps(load_sampler("flow.safetensors").info))
     code, out, err = run("info", "flow.safetensors")
-    table = dict(line.split(maxsplit=1) for line in out.splitlines())
-    assert table.keys() == facts.keys()
-    assert table["method"] == "realnvp"
-    assert table["shape"] == "3"
-    assert "steps=20" in table["options"]
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    assert {line.split()[0] for line in lines if not line.startswith(" ")} == facts.keys()
+    assert lines[0].split() == ["method", "realnvp"]
+    assert ["shape", "3"] in [line.split() for line in lines]
+    options = [line.split() for line in lines[lines.index("options") + 1 :]]
+    assert ["steps", "20"] in options[: len(facts["options"])]
+
+
+def test_info_shows_what_is_nested(run, tmp_path):
+    facts = {
+        "method": "a",
+        "fit": {"best_step": 10, "deep": {"x": None, "share": 1 / 3}, "nothing": {}},
+        "ranking": [{"method": "gmm", "c2st": 0.5}, {"method": "kde", "error": "no"}],
+        "shape": [4, 5],
+        "steering": "\x1b[31mred\nline",
+    }
+    write_tensors(tmp_path / "s.safetensors", {"x": torch.zeros(1)}, {"info": facts})
+    code, out, err = run("info", str(tmp_path / "s.safetensors"))
+    assert (code, err) == (0, "")
+    assert out.splitlines() == [
+        "method    a",
+        "shape     4,5",
+        r"steering  \x1b[31mred\nline",
+        "fit",
+        "  best_step  10",
+        "  nothing    none",
+        "  deep",
+        "    share  0.333333",
+        "    x      none",
+        "ranking",
+        "  method  c2st  error",
+        "  gmm     0.5",
+        "  kde           no",
+    ]
 
 
 def test_samplers_lists_names_and_origins(run):
@@ -192,16 +225,233 @@ def test_samplers_lists_names_and_origins(run):
     assert json.loads(out)[0].keys() == {"name", "value", "distribution", "version", "error"}
 
 
-def test_samplers_lists_the_options_of_one(run):
+def test_samplers_describes_one(run):
     code, out, err = run("samplers", "wgan-gp", "--json")
     assert (code, err) == (0, "")
-    options = {option["name"]: option for option in json.loads(out)}
-    assert options["penalty"] == {"name": "penalty", "default": 0.1, "expects": "float >= 0"}
+    facts = json.loads(out)
+    assert facts["name"] == "wgan-gp"
+    assert facts["summary"].startswith("Wasserstein GAN")
+    assert facts["has_density"] is False
+    assert facts["distribution"] == f"latentfit {latentfit.__version__}"
+    options = {option["name"]: option for option in facts["options"]}
+    assert options["penalty"] == {
+        "name": "penalty",
+        "default": 0.1,
+        "required": False,
+        "expects": "float >= 0",
+        "help": describe_options(load_sampler_class("wgan-gp"))["penalty"].help,
+    }
     code, out, err = run("samplers", "wgan-gp")
-    lines = {line.split()[0]: line.split(maxsplit=2)[1:] for line in out.splitlines()}
-    assert lines.keys() == options.keys()
-    assert lines["penalty"] == ["0.1", "float >= 0"]
-    assert lines["hidden"][0] == "256,256"
+    assert (code, err) == (0, "")
+    assert max(map(len, out.splitlines())) <= 80
+    top, facts_, table = out.split("\n\n")
+    assert top.startswith("wgan-gp: Wasserstein GAN")
+    assert "density     no: it only draws samples" in facts_.splitlines()
+    header, *rows = table.splitlines()
+    assert header.split() == ["option", "default", "expected", "what", "it", "does"]
+    starts = [header.index(word) for word in ("default", "expected", "what")]
+    first = [row for row in rows if not row.startswith(" ")]
+    assert [row.split()[0] for row in first] == list(options)
+    for row in first:
+        cells = [row[i:j].strip() for i, j in zip([0, *starts], [*starts, None], strict=True)]
+        assert options[cells[0]]["help"].replace("``", "").startswith(cells[3])
+        assert all(cells)
+
+
+@pytest.mark.parametrize("columns", [40, 120, 200])
+def test_the_table_of_options_fits_the_terminal(run, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    _, out, _ = run("samplers", "realnvp")
+    widest = max(map(len, out.splitlines()))
+    assert widest <= max(
+        columns, 80
+    )  # the last column keeps some room, however narrow the terminal
+    assert widest > min(columns, 80) * 0.7
+    _, facts, _ = run("samplers", "realnvp", "--json")
+    last = {o["help"].split()[-1] for o in json.loads(facts)["options"]}
+    assert last <= set(out.replace('"', " ").split()) | set(out.split())
+
+
+def test_samplers_describes_what_has_no_default_no_help_and_no_options(run, installed):
+    source = (
+        "from latentfit.plugin import Sampler\n"
+        "class Bare(Sampler):\n"
+        "    conditions = ('vector',)\n"
+        "    def build(self, dim, n): pass\n"
+        "    def fit(self, rows, held_out, run): pass\n"
+        "    def sample(self, n, generator, context=None): pass\n"
+        "class Needy(Bare):\n"
+        "    def __init__(self, *, size: int, flag: bool = False): super().__init__()\n"
+    )
+    entries = {"bare": "bare_dist:Bare", "needy": "bare_dist:Needy"}
+    installed("bare_dist", "latentfit.samplers", entries, source)
+    code, out, _ = run("samplers", "bare")
+    assert code == 0
+    assert out.splitlines() == [
+        "bare:",
+        "",
+        "from        bare_dist 1.0",
+        "density     no: it only draws samples",
+        "conditions  vector",
+        "",
+        "No options.",
+    ]
+    code, out, _ = run("samplers", "needy")
+    assert out.splitlines()[-2:] == [
+        "size    (required)  int       -",
+        "flag    False       bool      -",
+    ]
+    code, out, _ = run("samplers", "needy", "--json")
+    assert json.loads(out)["options"][0]["required"] is True
+
+
+def test_samplers_describes_auto(run):
+    code, out, err = run("samplers", "auto")
+    assert (code, err) == (0, "")
+    assert "methods" in out
+    assert "metric" in out
+
+
+def test_samplers_check_exits_with_1_if_one_is_broken(run, monkeypatch):
+    told = [latentfit.PluginInfo(name, "a:B", "dist", "1.0") for name in "ab"]
+    calls = []
+
+    def listed(*, check=False):
+        calls.append(check)
+        return told
+
+    monkeypatch.setattr("latentfit.registry.list_samplers", listed)
+    code, out, err = run("samplers", "--check")
+    assert (code, err) == (0, "")
+    assert out.splitlines()[0].split() == ["a", "a:B", "dist", "1.0"]
+    told.append(latentfit.PluginInfo("c", "c:D", "dist", "1.0", "importing it raised X"))
+    code, out, _ = run("samplers", "--check")
+    assert code == 1
+    assert out.splitlines()[-1].endswith("broken: importing it raised X")
+    code, out, _ = run("samplers", "--check", "--json")
+    assert code == 1
+    assert [info["error"] for info in json.loads(out)] == [None, None, "importing it raised X"]
+    assert run("samplers")[0] == 0
+    assert calls == [True, True, True, False]
+
+
+def test_check_runs_the_suite_on_a_class_in_the_current_folder(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("my_checked_a.py").write_text(
+        "import torch\n"
+        "from latentfit.plugin import Sampler\n"
+        "class Uniform(Sampler):\n"
+        "    def __init__(self, *, width: float = 1.0):\n"
+        "        super().__init__()\n"
+        "        self.width = width\n"
+        "    def build(self, dim, n): self.register_buffer('edge', torch.zeros(dim))\n"
+        "    def fit(self, rows, held_out, run): self.edge.copy_(self.width * rows.abs().amax(0))\n"
+        "    def sample(self, n, generator):\n"
+        "        return self.edge * (2 * torch.rand(n, len(self.edge), generator=generator) - 1)\n"
+    )
+    checks = ("constructor_only_stores", "log_prob_integrates_to_one", "options_are_declared")
+    words = ("check", "my_checked_a:Uniform", "-o", "width=2", *(f"--only={c}" for c in checks))
+    code, out, err = run(*words)
+    assert (code, err) == (1, "")  # its option is not described, and it has no density
+    lines = [line.split() for line in out.splitlines() if line and not line.startswith(" ")]
+    status = {line[0]: line[1] for line in lines[:-1]}
+    assert status == {
+        "options_are_declared": "FAILED",
+        "constructor_only_stores": "ok",
+        "log_prob_integrates_to_one": "skipped",
+    }
+    assert "Expected the option 'width' of Uniform to be described" in " ".join(out.split())
+    assert "my_checked_a:Uniform: 1 passed, 1 failed, 1 skipped, in" in out
+    code, out, _ = run(*words, "--json")
+    results = {result["name"]: result for result in json.loads(out)["results"]}
+    assert code == 1
+    assert {name: result["status"] for name, result in results.items()} == {
+        "options_are_declared": "failed",
+        "constructor_only_stores": "passed",
+        "log_prob_integrates_to_one": "skipped",
+    }
+    assert run("check", "my_checked_a:Uniform", "--only", checks[0])[0] == 0
+
+
+def test_check_passes_options_on(run):
+    code, _, err = run("check", "wgan-gp", "-o", "penalty=-1", "--only", "options_are_declared")
+    assert code == 1
+    assert "Option 'penalty' of 'wgan-gp': expected float >= 0; got -1" in err
+
+
+def test_new_plugin_writes_a_project_and_says_what_is_next(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run("new-plugin", "shape-shifter")
+    assert (code, err) == (0, "")
+    assert "pip install -e './shape-shifter[test]'\n  pytest ./shape-shifter" in out
+    assert Path("shape-shifter/latentfit_shape_shifter.py").is_file()
+    code, out, err = run("new-plugin", "other-one", "--dir", str(tmp_path))
+    assert f"pytest {tmp_path / 'other-one'}\n" in out
+
+
+@pytest.fixture
+def conditional(folder, tmp_path) -> dict[str, str]:
+    """Samplers of latents with labels: two classes that lie apart, and a vector that moves the mean."""
+    generator = torch.Generator().manual_seed(1)
+    noise = torch.randn(300, 2, generator=generator)
+    classes = torch.arange(300) % 2 * 4 + 3  # 3 and 7
+    vectors = torch.randn(300, 2, generator=generator)
+    write_array(tmp_path / "c.npy", classes)
+    write_array(tmp_path / "v.npy", vectors)
+    write_array(tmp_path / "zc.npy", noise + 10 * classes[:, None])
+    write_array(tmp_path / "zv.npy", noise + 10 * vectors)
+    files = {}
+    for kind in "cv":
+        files[kind] = str(tmp_path / f"{kind}.safetensors")
+        words = ("--latents", str(tmp_path / f"z{kind}.npy"), "--condition")
+        words += (str(tmp_path / f"{kind}.npy"), "--out", files[kind], "--quiet")
+        assert main(["fit", *words, "-o", "steps=150", "-o", "layers=2", "-o", "components=2"]) == 0
+    return files
+
+
+def test_conditions_are_read_from_words_and_files(run, conditional, tmp_path):
+    one, many = load_sampler(conditional["c"]), load_sampler(conditional["v"])
+    write_array(tmp_path / "asked.npy", torch.tensor([3, 7, 7, 3]))
+    write_array(tmp_path / "moved.npy", torch.tensor([[0.5, -1.0], [1.0, 2.0]]))
+    cases = [
+        ("c", 5, "7", 7),
+        ("c", 4, str(tmp_path / "asked.npy"), torch.tensor([3, 7, 7, 3])),
+        ("c", 4, "3,7,7,3", torch.tensor([3, 7, 7, 3])),
+        ("v", 3, "0.5,-1", torch.tensor([0.5, -1.0])),
+        ("v", 3, " 1, 2,", torch.tensor([1, 2])),
+        ("v", 2, str(tmp_path / "moved.npy"), torch.tensor([[0.5, -1.0], [1.0, 2.0]])),
+    ]
+    for kind, n, text, condition in cases:
+        sampler = one if kind == "c" else many
+        out = str(tmp_path / "drawn.npy")
+        words = ("-n", str(n), "--seed", "4", "--condition", text, "--out", out)
+        assert run("sample", conditional[kind], *words) == (0, "", ""), text
+        drawn = sampler.sample(n, seed=4, condition=condition)
+        assert torch.equal(read_array(out), drawn)
+        code, told, _ = run("score", conditional[kind], "--latents", out, "--condition", text)
+        assert code == 0
+        expected = sampler.log_prob(drawn, condition=condition)
+        assert [float(line) for line in told.splitlines()] == expected.tolist()
+    assert abs(float(one.sample(50, seed=0, condition=7).mean()) - 70) < 5
+
+
+@pytest.mark.parametrize(
+    "kind, condition, told, code",
+    [
+        ("c", "5", "one of the classes 3, 7", 1),
+        ("c", "0.5,1", "one of the classes 3, 7", 1),
+        ("c", "three", "Expected --condition as a class (3), a vector", 2),
+        ("c", ",", "Expected --condition as a class (3), a vector", 2),
+        ("c", "no.npy", "there is no such file", 1),
+        ("v", "1,2,3", "a vector of 2 numbers", 1),
+    ],
+)
+def test_conditions_that_do_not_fit_are_refused(run, conditional, kind, condition, told, code):
+    words = ("-n", "2", "--out", "never.npy", "--condition", condition)
+    got, out, err = run("sample", conditional[kind], *words)
+    assert (got, out) == (code, "")
+    assert told in err
+    assert "Traceback" not in err
 
 
 FIT = ("fit", "--latents", "latents.npy", "--out", "never.safetensors")
@@ -225,6 +475,14 @@ FIT = ("fit", "--latents", "latents.npy", "--out", "never.safetensors")
         (("sample", "flow.safetensors", "--out", "a.npy"), "-n"),
         (("score", "flow.safetensors"), "--latents"),
         (("bench",), "Tasks:"),
+        (("samplers", "realnvp", "--check"), "either a METHOD or --check"),
+        (("check",), "METHOD"),
+        (("check", "realnvp", "--only", "nope"), "Expected --only as one of options_are_declared"),
+        (("check", "realnvp", "-o", "layers"), "Expected -o NAME=VALUE; got 'layers'"),
+        (("check", "json:JSONDecoder"), "subclass of latentfit.plugin.Sampler; got <class"),
+        (("check", "no_such_module:X"), "Expected METHOD to name a module that is installed"),
+        (("check", ":X"), "Expected METHOD as MODULE:ATTRIBUTE; got ':X'"),
+        (("new-plugin",), "NAME"),
         (("bench", "digit"), "Unknown benchmark 'digit'; installed: digits, mnist"),
     ],
 )
@@ -274,6 +532,13 @@ ERRORS = [
     (("score", "flow.safetensors", "--latents", "latents.npy", "--out", "a/b.npy"), "no"),
     (("info", "."), "."),
     (("samplers", "nope"), "Unknown sampler 'nope'"),
+    (("check", "nope"), "Unknown sampler 'nope'"),
+    (("new-plugin", "realnvp"), "'realnvp' is a sampler of latentfit"),
+    (("new-plugin", "My_Sampler"), "such as 'my-sampler'; got 'My_Sampler'"),
+    (("new-plugin", "mine", "--dir", "nowhere"), "there is no nowhere"),
+    ((*FIT, "--condition", "no.npy"), "no.npy"),
+    ((*FIT, "--condition", "never.safetensors"), "the input"),
+    (("score", "flow.safetensors", "--latents", "latents.npy", "--condition", "3"), "condition"),
 ]
 
 

@@ -15,6 +15,7 @@ import latentfit
 import latentfit.errors
 import latentfit.metrics
 import latentfit.plugin
+import latentfit.testing
 from latentfit.cli import cli, main
 from latentfit.registry import load_benchmark
 
@@ -146,7 +147,14 @@ def test_every_public_name_is_on_the_api_page():
     page = (ROOT / "docs" / "api.md").read_text("utf-8")
     documented = set(re.findall(r"`(\w+)", page))
     names = {name for name in dir(latentfit.LatentSampler) if not name.startswith("_")}
-    for module in (latentfit, latentfit.errors, latentfit.metrics, latentfit.plugin):
+    modules = (
+        latentfit,
+        latentfit.errors,
+        latentfit.metrics,
+        latentfit.plugin,
+        latentfit.testing,
+    )
+    for module in modules:
         names |= set(module.__all__)
     assert names | {"info", "history"} <= documented
 
@@ -165,6 +173,12 @@ def test_signatures_on_the_api_page_are_the_code_s():
         latentfit.metrics.frechet_distance,
         latentfit.metrics.gaussian_moments,
         latentfit.metrics.frechet_distance_from_moments,
+        latentfit.metrics.c2st,
+        latentfit.metrics.energy_distance,
+        latentfit.testing.check_sampler,
+        latentfit.testing.run_checks,
+        latentfit.testing.parametrize_with_checks,
+        latentfit.testing.list_checks,
     ):
         signature = inspect.signature(function, eval_str=False)
         plain = [p.replace(annotation=p.empty) for p in signature.parameters.values()]

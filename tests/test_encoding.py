@@ -11,9 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
-from latentfit.encoding import encode
+from latentfit.encoding import encode as encode_with_labels
 from latentfit.errors import DataError, EncoderOutputError, NonFiniteError
 from latentfit.models import encoder_of
+
+
+def encode(*arguments: Any, **options: Any) -> Tensor:
+    return encode_with_labels(*arguments, **options)[0]
+
 
 X = torch.randn(25, 4, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(25)

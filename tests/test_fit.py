@@ -14,13 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from latentfit import LatentSampler, fit_latent_sampler, list_samplers
+from latentfit import LatentSampler, fit_latent_sampler
 from latentfit.errors import DataError, DivergenceError, NonFiniteError, OptionError
 from latentfit.plugin import Run, Sampler
 from latentfit.registry import load_sampler_class
 
 X = torch.randn(120, 3, generator=torch.Generator().manual_seed(0))
-METHODS = [info.name for info in list_samplers()]
+# A flow on normflows, one on nflows, and one without a density; test_contract.py has all methods.
+METHODS = ["realnvp", "spline", "wgan-gp"]
 every = pytest.mark.parametrize("method", METHODS)
 
 

@@ -11,7 +11,7 @@ import torch
 from sklearn.mixture import GaussianMixture as Reference
 from torch import Tensor
 
-from latentfit import mixture
+from latentfit import em, mixture
 from latentfit.mixture import GaussianMixture, mixture_size
 
 
@@ -106,8 +106,9 @@ def test_the_same_seed_gives_the_same_fit_and_chunks_do_not_matter(
 ) -> None:
     x = known(400)
     fits = []
-    for chunk in (8192, 8192, 37):
-        monkeypatch.setattr(mixture, "_CHUNK", chunk)
+    for chunk in (2**20, 2**20, 37):
+        monkeypatch.setattr(em, "_NUMBERS", {"cpu": chunk})
+        monkeypatch.setattr(mixture, "_NUMBERS", chunk)
         model = GaussianMixture(2, 5).requires_grad_(False)
         model.fit(x, generator(3))
         fits.append(model.log_prob(x))

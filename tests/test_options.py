@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import pytest
 
-from latentfit.errors import OptionError
+from latentfit.docstrings import summarise
+from latentfit.errors import OptionError, PluginLoadError
 from latentfit.options import Interval, describe_options, parse_option_strings, resolve_options
 
 
@@ -190,3 +191,153 @@ def test_an_interval_knows_its_ends(
     assert all(value in interval for value in inside)
     assert not any(value in interval for value in outside)
     assert str(interval) == words
+
+
+class Base:
+    """What both have.
+
+    Args:
+        steps: Steps at most,
+            counted from one.
+        rate: The base's words.
+    """
+
+    def __init__(self, *, steps: int = 1, rate: float = 0.1) -> None:
+        pass
+
+
+class Derived(Base):
+    """A method that is described
+    on two lines.
+
+    And this is more of it.
+
+    Args:
+        size (int): Where: colons
+            and ``code`` stay.
+        rate: The derived class's words.
+        **rest: No option.
+
+    Returns:
+        steps: Not this section.
+    """
+
+    def __init__(
+        self, *, size: int, steps: int = 1, rate: float = 0.1, bare: bool = False, **rest: Any
+    ) -> None:
+        """Start.
+
+        Args:
+            bare: Described at the constructor.
+        """
+
+
+class Undescribed:
+    def __init__(self, *, size: int = 1) -> None:
+        pass
+
+
+def test_options_are_described_by_the_docstrings_of_the_class_and_its_bases() -> None:
+    assert {o.name: o.help for o in describe_options(Derived).values()} == {
+        "size": "Where: colons and ``code`` stay.",
+        "steps": "Steps at most, counted from one.",
+        "rate": "The derived class's words.",
+        "bare": "Described at the constructor.",
+    }
+    assert [o.required for o in describe_options(Derived).values()] == [True, False, False, False]
+    assert [o.help for o in describe_options(Undescribed).values()] == [""]
+
+
+def test_a_summary_is_a_class_s_own_first_paragraph() -> None:
+    assert summarise(Derived) == "A method that is described on two lines."
+    assert summarise(Undescribed) == ""
+    assert summarise(type("Heir", (Derived,), {})) == ""
+
+
+def declares(annotation: Any, *default: Any) -> type:
+    """A class with one option x."""
+
+    def start(self, *, x=None): ...
+
+    start.__annotations__ = {"x": annotation}
+    start.__kwdefaults__ = {"x": default[0]} if default else None
+    return type("Method", (), {"__init__": start})
+
+
+@pytest.mark.parametrize(
+    "annotation, told",
+    [
+        (list[int], "list[int]"),
+        (dict, "dict"),
+        (tuple, "tuple"),
+        (np.ndarray, "ndarray"),
+        (int | list[str], "list[str]"),
+        (tuple[int, bytes], "bytes"),
+        (Literal[b"x"], "typing.Literal[b'x']"),
+        (Annotated[str, Interval(0)], "str with an Interval"),
+    ],
+)
+def test_a_type_that_no_option_can_have_is_told_to_its_author(annotation: Any, told: str) -> None:
+    with pytest.raises(PluginLoadError) as e:
+        describe_options(declares(annotation))
+    assert f"option 'x' of Method has the type {told}; expected int, float, bool" in str(e.value)
+
+
+@pytest.mark.parametrize(
+    "annotation, default",
+    [
+        (int, None),
+        (Annotated[int, Interval(1)], 0),
+        (Literal["a"], "b"),
+        (tuple[int, ...], 3),
+        (float, math.nan),
+    ],
+)
+def test_a_default_that_does_not_fit_is_told_to_its_author(annotation: Any, default: Any) -> None:
+    with pytest.raises(PluginLoadError, match="option 'x' of Method expects .*, but its default"):
+        describe_options(declares(annotation, default))
+    assert describe_options(declares(annotation))["x"].required
+
+
+def test_an_option_by_position_only_and_annotations_that_lead_nowhere_are_told() -> None:
+    class Positional:
+        def __init__(self, size: int = 1, /) -> None: ...
+
+    class Lost:
+        def __init__(self, *, size: "Nowhere" = 1) -> None: ...  # noqa: F821
+
+    with pytest.raises(PluginLoadError, match="option 'size' of Positional is positional only"):
+        describe_options(Positional)
+    with pytest.raises(PluginLoadError, match="Lost's constructor can't be read: NameError"):
+        describe_options(Lost)
+
+
+@pytest.mark.parametrize(
+    "annotation, inside, outside, words",
+    [
+        (Annotated[int | None, Interval(1)], [1, None], [0], "int >= 1 or None"),
+        (Annotated[tuple[int, ...], Interval(1)], [(1, 2), ()], [(1, 0)], "a tuple of int >= 1"),
+        (
+            Annotated[tuple[Annotated[int, Interval(3)], float], Interval(1)],
+            [(3, 1.0)],
+            [(2, 1.0), (3, 0.5)],
+            "a tuple of 2: int >= 3, float >= 1",
+        ),
+    ],
+)
+def test_an_interval_around_a_union_or_a_tuple_holds_for_its_numbers(
+    annotation: Any, inside: list[Any], outside: list[Any], words: str
+) -> None:
+    cls = declares(annotation)
+    assert describe_options(cls)["x"].expects == words
+    for value in inside:
+        assert resolve_options(cls, {"x": value}, method="m") == {"x": value}
+    for value in outside:
+        with pytest.raises(OptionError):
+            resolve_options(cls, {"x": value}, method="m")
+
+
+def test_a_tuple_of_fixed_length_is_read_member_by_member() -> None:
+    cls = declares(tuple[int, float, str])
+    assert parse_option_strings(cls, {"x": "1, 2, three"}) == {"x": (1, 2.0, "three")}
+    assert parse_option_strings(cls, {"x": "1,2"}) == {"x": "1,2"}

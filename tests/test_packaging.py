@@ -16,6 +16,7 @@ import latentfit
 import latentfit.errors
 import latentfit.metrics
 import latentfit.plugin
+import latentfit.testing
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
@@ -52,7 +53,7 @@ def test_wheel_holds_exactly_what_is_installed(wheel):
     expected |= shipped("plugins")
     found = {name for name in wheel.namelist() if ".dist-info/" not in name}
     assert found == expected
-    assert {"latentfit/py.typed", "latentfit/cli.py", "latentfit_normflows.py"} <= found
+    assert {"latentfit/py.typed", "latentfit/cli/__init__.py", "latentfit_normflows.py"} <= found
     assert {"latentfit_nflows.py", "latentfit_gan.py", "latentfit_bench/mnist.py"} <= found
 
 
@@ -114,6 +115,8 @@ def test_public_names():
         "load_sampler",
     ]
     assert sorted(latentfit.metrics.__all__) == [
+        "c2st",
+        "energy_distance",
         "frechet_distance",
         "frechet_distance_from_moments",
         "gaussian_moments",
@@ -131,6 +134,15 @@ def test_public_names():
         "minibatches",
         "mixture_size",
         "train",
+        "train_adversarially",
+    ]
+    assert sorted(latentfit.testing.__all__) == [
+        "CheckFailed",
+        "CheckResult",
+        "check_sampler",
+        "list_checks",
+        "parametrize_with_checks",
+        "run_checks",
     ]
     assert sorted(latentfit.errors.__all__) == [
         "DataError",
@@ -146,6 +158,7 @@ def test_public_names():
         "NotFittedError",
         "OptionError",
         "PluginLoadError",
+        "PluginVersionError",
         "UnknownPluginError",
     ]
 

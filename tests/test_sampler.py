@@ -1,4 +1,7 @@
-"""Laws that every installed sampler obeys, as a user holds it: drawing, scoring, decoding."""
+"""A sampler as a user holds it: drawing, scoring, decoding.
+
+The laws are checked here on one method of each shape; test_contract.py has all methods.
+"""
 
 import json
 import math
@@ -12,7 +15,7 @@ import scipy.stats
 import torch
 from torch import Tensor, nn
 
-from latentfit import LatentSampler, fit_latent_sampler, list_samplers
+from latentfit import LatentSampler, fit_latent_sampler
 from latentfit.errors import (
     DataError,
     DecoderUnavailable,
@@ -26,14 +29,14 @@ from latentfit.sampler_base import Sampler
 
 
 def _configurations() -> list[Any]:
-    """Every installed method, with each of its bases if it has any."""
+    """One in closed form, a flow with each of its bases, and one without a density."""
     found = []
-    for info in list_samplers():
-        options = describe_options(load_sampler_class(info.name))
+    for method in ("gaussian", "realnvp", "wgan-gp"):
+        options = describe_options(load_sampler_class(method))
         bases = get_args(options["base"].annotation) if "base" in options else ()
         for base in bases or [None]:
-            name = f"{info.name}-{base}" if base else info.name
-            found.append(pytest.param((info.name, base), id=name))
+            name = f"{method}-{base}" if base else method
+            found.append(pytest.param((method, base), id=name))
     return found
 
 
@@ -46,6 +49,9 @@ with_density = pytest.mark.parametrize(
 without_density = pytest.mark.parametrize(
     "method", [p for p in ALL if not load_sampler_class(p.values[0][0]).has_density]
 )
+
+
+trained = pytest.mark.parametrize("method", [p for p in ALL if p.values[0][0] != "gaussian"])
 
 
 def fit(method: Method, latents: Any, *, steps: int = 5, **arguments: Any) -> LatentSampler:
@@ -444,7 +450,7 @@ def test_its_info_is_complete_and_json(method: Method) -> None:
     assert info["versions"]["torch"] == version("torch")
 
 
-@every
+@trained
 def test_its_history_has_curves_of_one_length(method: Method) -> None:
     sampler = fit(method, blobs(), steps=13)
     lengths = {len(curve) for curve in sampler.history.values()}
@@ -454,13 +460,13 @@ def test_its_history_has_curves_of_one_length(method: Method) -> None:
     losses = (
         {"train_loss", "validation_loss"}
         if sampler.has_density
-        else {"critic_loss", "generator_loss"}
+        else {"critic_loss", "generator_loss", "validation_distance"}
     )
     assert sampler.history.keys() == {"step"} | losses
     assert all(math.isfinite(value) for curve in sampler.history.values() for value in curve)
 
 
-@with_density
+@pytest.mark.parametrize("method", [("realnvp", "mixture"), ("realnvp", "normal")])
 def test_the_validation_loss_is_in_nats_per_standardised_latent(
     method: Method, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,22 +2,31 @@
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from latentfit_bench.systems import SYSTEMS, System, select
+from latentfit_bench.methods import (
+    ALL,
+    all_methods,
+    check_methods,
+    find_methods,
+    find_rows,
+    method_row,
+)
+from latentfit_bench.systems import SYSTEMS, System
 
 if TYPE_CHECKING:
     import torch
 
     from latentfit_bench.datasets import Binarize, ImageData
-    from latentfit_bench.runner import Settings
+    from latentfit_bench.settings import Settings
 
 Command = Callable[..., Any]
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -25,19 +34,31 @@ class Request:
     """What the user asked for, from the options that all tasks share."""
 
     binarize: "Binarize"
-    systems: list[System]
+    systems: list[System] | None
+    methods: list[str]
+    conditional: list[str]
     seeds: int
     out: Path
     device: str | None
     quick: bool
     json: bool
 
+    def rows(self) -> list[System]:
+        """Return the table's rows: systems in their order, then methods, each once."""
+        systems = list(SYSTEMS.values()) if self.systems is None else self.systems
+        rows = [*systems, *map(method_row, self.methods)]
+        return list({row.name: row for row in rows}.values())
+
 
 def systems_epilog() -> str:
-    """Return the list of systems for a command's help."""
+    """Return the list of systems, and what methods are, for a command's help."""
     width = max(map(len, SYSTEMS))
     lines = [f"  {system.name:{width}}  {system.description}" for system in SYSTEMS.values()]
-    return "\n".join(["\b", "Systems:", *lines])
+    methods = (
+        "Methods are the installed samplers, others' too, which `latentfit samplers` lists, and auto. "
+        "One that fails is told in its row; the others go on, and the exit code is 1."
+    )
+    return "\n".join(["\b", "Systems:", *lines, "", methods])
 
 
 def shared_options(task: str) -> Callable[[Command], Command]:
@@ -55,7 +76,20 @@ def shared_options(task: str) -> Callable[[Command], Command]:
             "--systems",
             metavar="A,B,...",
             callback=_parse_systems,
-            help="Which systems, separated by commas; all by default.",
+            help="Which systems, separated by commas; all by default. A method's name is one, too.",
+        ),
+        click.option(
+            "--methods",
+            metavar="A,B,...",
+            callback=_parse_methods,
+            help="More rows: installed methods with their defaults; all for every one that works.",
+        ),
+        click.option(
+            "--conditional",
+            metavar="A,B,...",
+            callback=_parse_conditional,
+            help="Methods to fit with the digits as condition: how often the classifier sees the "
+            "digit that was asked for.",
         ),
         click.option(
             "--seeds",
@@ -93,19 +127,39 @@ def shared_options(task: str) -> Callable[[Command], Command]:
     return decorate
 
 
-def _parse_systems(_: click.Context, __: click.Parameter, value: str | None) -> list[System]:
+def _parse_systems(_: click.Context, __: click.Parameter, value: str | None) -> list[System] | None:
+    return None if value is None else _found(find_rows, _names(value))
+
+
+def _parse_methods(_: click.Context, __: click.Parameter, value: str | None) -> list[str]:
     if value is None:
-        return list(SYSTEMS.values())
+        return []
+    names = _names(value)
+    if ALL in names:
+        working, errors = all_methods()
+        for name, error in errors.items():
+            log(f"left out of --methods {ALL}: {name}: {error}")
+        at = names.index(ALL)
+        names = [*names[:at], *working, *(name for name in names[at:] if name != ALL)]
+    return _found(find_methods, names)
+
+
+def _parse_conditional(_: click.Context, __: click.Parameter, value: str | None) -> list[str]:
+    return [] if value is None else _found(find_methods, _names(value))
+
+
+def _names(value: str) -> list[str]:
     names = [name.strip() for name in value.split(",") if name.strip()]
+    if not names:
+        raise click.BadParameter(f"expected names, separated by commas; got {value!r}.")
+    return names
+
+
+def _found(find: Callable[[list[str]], Found], names: list[str]) -> Found:
     try:
-        systems = select(names)
-    except KeyError as error:
-        raise click.BadParameter(
-            f"unknown system {error.args[0]!r}; choose from {', '.join(SYSTEMS)}."
-        ) from error
-    if not systems:
-        raise click.BadParameter(f"expected at least one of {', '.join(SYSTEMS)}; got {value!r}.")
-    return systems
+        return find(names)
+    except LookupError as error:
+        raise click.BadParameter(str(error)) from error
 
 
 def _parse_device(_: click.Context, __: click.Parameter, value: str | None) -> str | None:
@@ -145,9 +199,20 @@ def execute(
 
     Returns:
         The results, as they stand in `results.json`.
+
+    Raises:
+        ClickException: Some rows failed; told after everything is written.
     """
     began = time.perf_counter()
     device = _resolve_device(request.device)
+    rows = request.rows()
+    check_methods(row.method for row in rows if row.method is not None)
+    from latentfit.errors import OptionError
+
+    try:
+        check_methods(request.conditional, conditional=True)
+    except OptionError as error:
+        raise click.BadParameter(str(error), param_hint="--conditional") from error
     data = load()
     try:
         request.out.mkdir(parents=True, exist_ok=True)
@@ -160,14 +225,19 @@ def execute(
     # Slow to import, and not needed for --help or a mistyped option.
     from latentfit_bench import figures, report
     from latentfit_bench.classifier import load_classifier
-    from latentfit_bench.files import write_atomically
     from latentfit_bench.runner import Run
 
     counts = f"{len(data.train_images):,} training and {len(data.test_images):,} test images"
     log(f"{data.name}: {counts}")
-    classifier = load_classifier(data.name, device=device)
     run = Run(
-        data, classifier, request.systems, settings, how=request.binarize, device=device, log=log
+        data,
+        load_classifier(data.name, device=device),
+        rows,
+        settings,
+        conditional=[method_row(name) for name in request.conditional],
+        how=request.binarize,
+        device=device,
+        log=log,
     )
     results = run.run(range(request.seeds))
     results["quick"] = request.quick
@@ -177,16 +247,32 @@ def execute(
     log(f"figures: {time.perf_counter() - start:.1f} s")
     results["seconds"] = time.perf_counter() - began
     text = json.dumps(results, indent=2, allow_nan=False) + "\n"
-    for name in figures.NAMES - pictures.keys():  # an earlier run's would stand beside this table
-        (request.out / name).unlink(missing_ok=True)
-    for name, content in pictures.items():
-        write_atomically(request.out / name, content)
-    write_atomically(request.out / "table.md", report.markdown_table(results).encode())
-    write_atomically(request.out / "results.json", text.encode())
+    _write(request.out, text, report.markdown_table(results), pictures)
 
     if request.json:
         click.echo(text, nl=False)
     else:
         click.echo(report.screen_table(results))
     log(f"{results['seconds']:.0f} s in all; results.json, table.md and figures: {request.out}")
+    failures = report.failures(results)
+    if failures:
+        raise click.ClickException("\n".join(["Some methods failed.", *failures]))
     return results
+
+
+def _write(out: Path, text: str, table: str, pictures: "Mapping[str, bytes]") -> None:
+    """Write the results; an earlier run's figures that this one lacks would stand beside its table."""
+    from latentfit_bench import figures
+    from latentfit_bench.files import write_atomically
+
+    try:
+        earlier = json.loads((out / "results.json").read_text())["conditional"]
+        names = {figures.conditional_name(name) for name in earlier}
+    except (OSError, ValueError, LookupError, TypeError):
+        names = set()
+    for name in (figures.NAMES | names) - pictures.keys():
+        (out / name).unlink(missing_ok=True)
+    for name, content in pictures.items():
+        write_atomically(out / name, content)
+    write_atomically(out / "table.md", table.encode())
+    write_atomically(out / "results.json", text.encode())

@@ -19,12 +19,13 @@ def command(**options: Any) -> None:
     Examples:
       latentfit bench digits
       latentfit bench digits --systems Resample,FlowAE-default --seeds 3
+      latentfit bench digits --systems Resample --methods gmm,maf --conditional spline
       latentfit bench digits --quick --json | python -m json.tool
     """  # noqa: D301 - click looks for the backspace itself
     import torch
 
     from latentfit_bench.datasets import load_digits
-    from latentfit_bench.runner import Settings
+    from latentfit_bench.settings import Settings
 
     request = Request(**options)
     epochs = 10 if request.quick else 60
@@ -37,6 +38,7 @@ def command(**options: Any) -> None:
         samples=500,
         tsne_points=200 if request.quick else 500,
         sampler_options={name: {"steps": 50 if request.quick else full} for name, full in STEPS},
+        method_seconds=2.0 if request.quick else None,
     )
     threads = torch.get_num_threads()
     # Layers this small gain nothing from a second thread, and lose much on a busy machine, where

@@ -2,6 +2,7 @@
 
 import io
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,10 +11,17 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from latentfit_bench.runner import Gallery
+from latentfit_bench.measure import CLASSES
+from latentfit_bench.settings import Gallery
 from latentfit_bench.systems import FLOOR, SYSTEMS
 
 NAMES = {"samples.png", "fcd.png", "training-gan.png", "training-flow.png", "tsne.png"}
+_GREY: dict[str, Any] = {"cmap": "gray", "vmin": 0, "vmax": 1, "interpolation": "none"}
+
+
+def conditional_name(row: str) -> str:
+    """Return the file name of a conditional sampler's figure, for a row of any name."""
+    return f"conditional-{re.sub(r'[^A-Za-z0-9.+_-]', '_', row)}.png"
 
 
 def _png(figure: Figure) -> bytes:
@@ -23,12 +31,12 @@ def _png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def _tiled(images: Tensor, shape: tuple[int, int], side: int) -> np.ndarray:
+def _tiled(images: Tensor, shape: tuple[int, int], rows: int, columns: int) -> np.ndarray:
     height, width = shape
     # One pixel of grey between the images.
-    canvas = np.full((side * (height + 1) + 1, side * (width + 1) + 1), 0.5, dtype=np.float32)
-    for index, image in enumerate(images[: side * side].reshape(-1, height, width).numpy()):
-        row, column = divmod(index, side)
+    canvas = np.full((rows * (height + 1) + 1, columns * (width + 1) + 1), 0.5, dtype=np.float32)
+    for index, image in enumerate(images[: rows * columns].reshape(-1, height, width).numpy()):
+        row, column = divmod(index, columns)
         top, left = row * (height + 1) + 1, column * (width + 1) + 1
         canvas[top : top + height, left : left + width] = image
     return canvas
@@ -41,9 +49,25 @@ def samples(images: Mapping[str, Tensor], shape: tuple[int, int], side: int = 8)
     figure = Figure(figsize=(3 * columns, 3.25 * rows), layout="constrained")
     for position, (name, batch) in enumerate(images.items(), start=1):
         axes = figure.add_subplot(rows, columns, position)
-        axes.imshow(_tiled(batch, shape, side), cmap="gray", vmin=0, vmax=1, interpolation="none")
-        axes.set_title(name)
+        axes.imshow(_tiled(batch, shape, side, side), **_GREY)
+        axes.set_title(name, parse_math=False)
         axes.set_axis_off()
+    return _png(figure)
+
+
+def by_digit(images: Tensor, shape: tuple[int, int], title: str) -> bytes:
+    """Draw images that go through the digits in turn, a column for each digit."""
+    rows = math.ceil(len(images) / CLASSES)
+    height, width = shape
+    figure = Figure(figsize=(7.5, 0.7 + 0.75 * rows * height / width), layout="constrained")
+    axes = figure.add_subplot()
+    axes.imshow(_tiled(images, shape, rows, CLASSES), **_GREY)
+    centres = [1 + width / 2 + digit * (width + 1) for digit in range(CLASSES)]
+    axes.set_xticks(centres, [str(digit) for digit in range(CLASSES)])
+    axes.xaxis.tick_top()
+    axes.tick_params(length=0)
+    axes.set_yticks([])
+    axes.set_title(title, parse_math=False)
     return _png(figure)
 
 
@@ -51,20 +75,28 @@ def curves(
     histories: Mapping[str, Mapping[str, Sequence[float]]], ylabel: str, title: str
 ) -> bytes:
     """Draw training curves over the steps (the paper's figures 5 and 6)."""
-    figure = Figure(figsize=(3.6 * len(histories) + 1.5, 3.4), layout="constrained")
+    columns = min(4, len(histories))
+    rows = math.ceil(len(histories) / columns)
+    figure = Figure(figsize=(3.6 * columns + 1.5, 3.1 * rows + 0.3), layout="constrained")
     for position, (name, history) in enumerate(histories.items(), start=1):
-        axes = figure.add_subplot(1, len(histories), position)
+        axes = figure.add_subplot(rows, columns, position)
         for key, values in history.items():
             if key != "step" and len(values) == len(history["step"]):
                 axes.plot(history["step"], values, label=key.replace("_", " "), linewidth=1.2)
-        axes.set_title(name)
+        axes.set_title(name, parse_math=False)
         axes.set_xlabel("step")
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small")
-        if position == 1:
+        if position % columns == 1 or columns == 1:
             axes.set_ylabel(ylabel)
     figure.suptitle(title)
     return _png(figure)
+
+
+def _is_curve(history: Mapping[str, Sequence[float]]) -> bool:
+    """Tell whether there is something to draw; methods in closed form have nothing, or a point."""
+    steps = len(history.get("step", ()))
+    return steps > 1 and any(key != "step" and len(history[key]) == steps for key in history)
 
 
 def embeddings(
@@ -94,7 +126,7 @@ def embeddings(
 
 def bars(systems: Mapping[str, Mapping[str, Any]]) -> bytes:
     """Draw the distances in the logits with error bars, and the floor as a line."""
-    names = list(systems)
+    names = [name for name, row in systems.items() if row["fcd"]["values"]]
     figure = Figure(figsize=(1 + 1.05 * len(names), 4), layout="constrained")
     axes = figure.add_subplot()
     means = [systems[name]["fcd"]["mean"] for name in names]
@@ -102,7 +134,8 @@ def bars(systems: Mapping[str, Mapping[str, Any]]) -> bytes:
     # On a log axis a bar that reaches below zero can't be drawn.
     lower = [min(spread, 0.9 * mean) for mean, spread in zip(means, spreads, strict=True)]
     positions = range(len(names))
-    colours = ["C0" if SYSTEMS[name].kind == "sampler" else "C7" for name in names]
+    others = {name for name, system in SYSTEMS.items() if system.kind != "sampler"}
+    colours = ["C7" if name in others else "C0" for name in names]
     axes.bar(positions, means, yerr=[lower, spreads], capsize=4, color=colours)
     for position, mean, spread in zip(positions, means, spreads, strict=True):
         axes.annotate(
@@ -119,7 +152,7 @@ def bars(systems: Mapping[str, Mapping[str, Any]]) -> bytes:
         axes.legend()
     axes.set_yscale("log")
     axes.margins(y=0.15)
-    axes.set_xticks(positions, names, rotation=25, ha="right")
+    axes.set_xticks(positions, names, rotation=25, ha="right", parse_math=False)
     axes.set_ylabel("FCD in the logits (lower is better)")
     return _png(figure)
 
@@ -128,20 +161,29 @@ def draw_all(
     results: Mapping[str, Any], gallery: Gallery, shape: tuple[int, int]
 ) -> dict[str, bytes]:
     """Draw every figure for which the run has something to show, by file name."""
-    seed = results["seeds"][0]
-    files = {
-        "samples.png": samples({name: gallery.images[name] for name in results["systems"]}, shape),
-        "fcd.png": bars(results["systems"]),
-    }
-    is_gan = {name: "critic_loss" in curve for name, curve in gallery.histories.items()}
-    gans = {name: curve for name, curve in gallery.histories.items() if is_gan[name]}
-    flows = {name: curve for name, curve in gallery.histories.items() if not is_gan[name]}
+    files = {}
+    systems = results["systems"]
+    if gallery.images:  # whose order is that of the trainings
+        files["samples.png"] = samples(
+            {name: gallery.images[name] for name in systems if name in gallery.images}, shape
+        )
+        files["fcd.png"] = bars(systems)
+    curved = {name: curve for name, curve in gallery.histories.items() if _is_curve(curve)}
+    gans = {name: curve for name, curve in curved.items() if "critic_loss" in curve}
+    others = {name: curve for name, curve in curved.items() if name not in gans}
     if gans:
-        files["training-gan.png"] = curves(gans, "loss", "Training of the GAN")
-    if flows:
-        files["training-flow.png"] = curves(flows, "nats", "Training of the flows")
+        files["training-gan.png"] = curves(gans, "loss", "Adversarial training")
+    if others:
+        files["training-flow.png"] = curves(others, "loss (of flows in nats)", "Training")
+    for name, images in gallery.conditional.items():
+        accuracy = results["conditional"][name]["accuracy"]["mean"]
+        title = f"{name}, given the digit; accuracy {accuracy:.1%}"
+        files[conditional_name(name)] = by_digit(images, shape, title)
     if gallery.latents:
         files["tsne.png"] = embeddings(
-            gallery.latents, gallery.labels, results["settings"]["tsne_points"], seed=seed
+            gallery.latents,
+            gallery.labels,
+            results["settings"]["tsne_points"],
+            seed=results["seeds"][0],
         )
     return files

@@ -28,10 +28,12 @@ def command(data_dir: Path | None, **options: Any) -> None:
       latentfit bench mnist
       latentfit bench mnist --seeds 3 --out results/mnist
       latentfit bench mnist --systems Real,Resample,FlowAE-default --quick
+      latentfit bench mnist --methods all,auto
+      latentfit bench mnist --systems Real,Resample --conditional realnvp,spline
       latentfit bench mnist --quick --json | python -m json.tool
     """  # noqa: D301 - click looks for the backspace itself
     from latentfit_bench.datasets import load_mnist
-    from latentfit_bench.runner import Settings
+    from latentfit_bench.settings import Settings
 
     request = Request(**options)
     epochs = 3 if request.quick else 20
@@ -45,6 +47,7 @@ def command(data_dir: Path | None, **options: Any) -> None:
         samples=10_000,
         tsne_points=500 if request.quick else 2000,
         sampler_options=QUICK if request.quick else {},
+        method_seconds=10.0 if request.quick else None,
     )
     execute(request, lambda: load_mnist(data_dir, log=log), settings)
 

@@ -1,13 +1,13 @@
-"""The results as tables: for a screen of 80 columns, and in Markdown."""
+"""The results as tables: for a screen, and in Markdown."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from latentfit_bench.systems import FLOOR
 
 
 def _digits(value: float) -> int:
-    # A large value needs no cents, and the table must fit 80 columns.
+    # A large value needs no cents, and the table must fit a screen.
     return 2 if abs(value) < 100 else 1
 
 
@@ -26,59 +26,125 @@ def _seconds(value: float | None) -> str:
     return "" if value is None else f"{value:.1f}"
 
 
-def _rows(results: Mapping[str, Any]) -> list[list[str]]:
-    systems = results["systems"]
-    floor = systems[FLOOR]["fcd"]["mean"] if FLOOR in systems else None
-    rows = []
-    for name, system in systems.items():
-        ratio = system["fcd"]["mean"] / floor if floor else None
-        rows.append(
-            [
-                name,
-                _number(system["paper_fcd"]),
-                _spread(system["fcd"]),
-                _number(ratio),
-                _spread(system["fcd_penultimate"]),
-                _spread(system["nll"]),
-                _seconds(system["fit_seconds"]["mean"]),
-            ]
-        )
-    return rows
+def _short(value: float | None) -> str:
+    """Write a count with three digits: 950, 12.3k, 1.25M."""
+    if value is None:
+        return ""
+    rounded = float(f"{value:.3g}")
+    size, unit = (1e6, "M") if rounded >= 1e6 else (1e3, "k") if rounded >= 1e3 else (1, "")
+    return f"{rounded / size:g}{unit}"
 
 
-_HEAD = ["system", "paper", "FCD", "/floor", "FCD penult.", "NLL", "fit, s"]
-_LONG_HEAD = [
-    "System",
-    "Paper's FCD",
-    "FCD",
-    "FCD / Resample",
-    "FCD, penultimate layer",
-    "NLL, nats",
-    "Fit, s",
-]
+def _percent(statistic: Mapping[str, Any]) -> str:
+    if statistic["mean"] is None:
+        return ""
+    spread = f" ± {100 * statistic['std']:.1f}" if len(statistic["values"]) > 1 else ""
+    return f"{100 * statistic['mean']:.1f}{spread}"
 
 
-def _columns(head: Sequence[str], results: Mapping[str, Any]) -> list[list[str]]:
+def _label(name: str, row: Mapping[str, Any]) -> str:
+    """Name the row, and for "auto" what it chose."""
+    chosen = dict.fromkeys(row.get("chosen", ()))
+    return f"{name} ({', '.join(chosen)})" if chosen else name
+
+
+def _mean(row: Mapping[str, Any], key: str) -> float | None:
+    mean: float | None = row.get(key, {}).get("mean")  # results of earlier versions lack some keys
+    return mean
+
+
+def _fcd(row: Mapping[str, Any]) -> str:
+    return _spread(row["fcd"]) or "failed"
+
+
+Column = tuple[str, str, Callable[[Mapping[str, Any]], str]]
+"""Heads on the screen and in Markdown, and what gives a row's cell."""
+PAPER: Column = ("paper", "Paper's FCD", lambda row: _number(row["paper_fcd"]))
+ACCURACY: Column = ("acc., %", "Accuracy, %", lambda row: _percent(row["accuracy"]))
+DRAW: Column = ("draw, s", "Draw, s", lambda row: _number(_mean(row, "sample_seconds")))
+PARAMETERS: Column = ("params", "Parameters", lambda row: _short(_mean(row, "parameters")))
+
+
+def _columns(floor: float | None, *, conditional: bool) -> list[Column]:
+    def over_floor(row: Mapping[str, Any]) -> str:
+        fcd = _mean(row, "fcd")
+        return "" if floor is None or fcd is None else _number(fcd / floor)
+
+    return [
+        ACCURACY if conditional else PAPER,
+        ("FCD", "FCD", _fcd),
+        ("/floor", "FCD / Resample", over_floor),
+        ("penult.", "FCD, penultimate layer", lambda row: _spread(row["fcd_penultimate"])),
+        ("NLL", "NLL, nats", lambda row: _spread(row["nll"])),
+        ("fit, s", "Fit, s", lambda row: _seconds(_mean(row, "fit_seconds"))),
+        DRAW,
+        PARAMETERS,
+    ]
+
+
+def _cells(
+    rows: Mapping[str, Mapping[str, Any]], *, long: bool, conditional: bool = False
+) -> list[list[str]]:
     """Return the table by columns, with their heads, without those that are empty."""
-    columns = [[*cells] for cells in zip(head, *_rows(results), strict=True)]
-    return [column for column in columns if any(column[1:])]
+    floor = rows[FLOOR]["fcd"]["mean"] if FLOOR in rows else None
+    head = "by digit" if conditional else "system"
+    cells = [[head.capitalize() if long else head, *(_label(*item) for item in rows.items())]]
+    for short_head, long_head, cell in _columns(floor, conditional=conditional):
+        column = [cell(row) for row in rows.values()]
+        if any(column):
+            cells.append([long_head if long else short_head, *column])
+    return cells
 
 
-def screen_table(results: Mapping[str, Any]) -> str:
-    """Return an aligned table of at most 80 columns."""
-    first, *others = _columns(_HEAD, results)
+def failures(results: Mapping[str, Any]) -> list[str]:
+    """Return a line for each failure: the row, the seed and the error."""
+    kinds = ((results["systems"], ""), (results.get("conditional", {}), " by digit"))
+    return [
+        f"{name}{kind}, seed {failure['seed']}: {failure['error']}"
+        for rows, kind in kinds
+        for name, row in rows.items()
+        for failure in row.get("errors", ())
+    ]
+
+
+def _aligned(cells: list[list[str]]) -> list[str]:
+    first, *others = cells
+    others = [[cell.replace(" ± ", "±") for cell in column] for column in others]  # it is wide
     columns = [[cell.ljust(max(map(len, first))) for cell in first]]
     columns += [[cell.rjust(max(map(len, column))) for cell in column] for column in others]
     lines = ["  ".join(row).rstrip() for row in zip(*columns, strict=True)]
-    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
+    return [lines[0], "-" * max(map(len, lines)), *lines[1:]]
 
 
-def markdown_table(results: Mapping[str, Any]) -> str:
-    """Return the table with its provenance, as a Markdown document."""
+def screen_table(results: Mapping[str, Any]) -> str:
+    """Return aligned tables, of about 80 columns for one seed and at most 100 for several."""
+    lines = _aligned(_cells(results["systems"], long=False))
+    conditional = results.get("conditional")
+    if conditional:
+        lines += ["", *_aligned(_cells(conditional, long=False, conditional=True))]
+    return "\n".join(lines)
+
+
+def _markdown(cells: list[list[str]]) -> str:
+    head, *rows = ("| " + " | ".join(row) + " |" for row in zip(*cells, strict=True))
+    return "\n".join([head, "| --- |" + " ---: |" * (len(cells) - 1), *rows])
+
+
+def markdown_table(results: Mapping[str, Any], *, brief: bool = False) -> str:
+    """Return the tables with their provenance, as a Markdown document.
+
+    Args:
+        results: Of a run, or read from `results.json`.
+        brief: Leaves out the times to draw and the numbers of parameters.
+    """
     classifier, data = results["classifier"], results["data"]
-    rows = [
-        "| " + " | ".join(row) + " |" for row in zip(*_columns(_LONG_HEAD, results), strict=True)
-    ]
+    tables = [_cells(results["systems"], long=True)]
+    conditional = results.get("conditional")
+    if conditional:
+        tables.append(_cells(conditional, long=True, conditional=True))
+    if brief:
+        left_out = {DRAW[1], PARAMETERS[1]}
+        tables = [[column for column in cells if column[0] not in left_out] for cells in tables]
     notes = [
         f"Fréchet classifier distance (FCD, lower is better) between {results['settings']['samples']:,} "
         f"images and the {data['train']:,} binary training images ({data['binarize']}), in the logits "
@@ -90,6 +156,14 @@ def markdown_table(results: Mapping[str, Any]) -> str:
         "Seconds to fit are those of the sampler alone for systems on the autoencoder, and of the "
         "whole training for AAE and VAE.",
     ]
+    if not brief:
+        notes.append("Seconds to draw are those of sampling and decoding.")
+    if conditional:
+        notes.append(
+            "By digit: samplers that are given the digit, asked for as many samples of each. The accuracy is "
+            "the classifier's on them, and the NLL is given the digit. Resample, training latents of each "
+            "digit drawn again, is the floor of the distance and the ceiling of an honest sampler's accuracy."
+        )
     if any(system["paper_fcd"] is not None for system in results["systems"].values()):
         notes.append(
             "The paper's classifier is not published: compare order and ratios with its values, "
@@ -108,6 +182,7 @@ def markdown_table(results: Mapping[str, Any]) -> str:
         f"{versions}."
     )
     title = f"# `latentfit bench {results['benchmark']}`"
-    separator = "| --- |" + " ---: |" * (rows[0].count("|") - 2)
-    parts = [title, "\n".join([rows[0], separator, *rows[1:]]), " ".join(notes), made]
+    failed = "\n".join(f"- Failed: {line}" for line in failures(results))
+    parts = [title, *map(_markdown, tables), failed, " ".join(notes), made]
+    parts = [part for part in parts if part]
     return "\n\n".join(parts) + "\n"

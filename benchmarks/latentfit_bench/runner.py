@@ -1,82 +1,36 @@
 """The comparison itself: train, freeze, fit, sample, measure; for every seed."""
 
-import datetime
-import importlib.metadata
-import os
-import platform
-import statistics
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from latentfit import fit_latent_sampler
-from latentfit.metrics import frechet_distance_from_moments, gaussian_moments
 from latentfit_bench.classifier import LoadedClassifier
 from latentfit_bench.datasets import Binarize, ImageData, binarize
+from latentfit_bench.fits import Frozen, fit_and_draw, held_out_nll
+from latentfit_bench.measure import Ruler, balanced_labels, balanced_rows
 from latentfit_bench.models import (
     AdversarialAutoencoder,
     Autoencoder,
     VariationalAutoencoder,
     reconstruction_loss,
 )
-from latentfit_bench.systems import System
+from latentfit_bench.records import STATISTICS, Record
+from latentfit_bench.results import assemble
+from latentfit_bench.settings import Gallery, Settings
+from latentfit_bench.systems import FLOOR, RECONSTRUCTION, SYSTEMS, System
 from latentfit_bench.training import Trained, in_batches, train_autoencoder
 
-SCHEMA = 1
 MODELS: dict[str, type[Autoencoder]] = {
     cls.name: cls for cls in (Autoencoder, VariationalAutoencoder, AdversarialAutoencoder)
 }
 SHOWN = 64
-_LIBRARIES = ("latentfit", "torch", "numpy", "normflows", "nflows", "scikit-learn", "matplotlib")
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How large a run is.
-
-    Attributes:
-        k: The latent space's dimension.
-        hidden: The encoder's hidden layers; the decoder mirrors them.
-        batch_size: Images a step in the training of the autoencoders.
-        epochs: Passes over the training images, by model.
-        samples: Images that every system's distance is measured on.
-        tsne_points: Test latents in the t-SNE figure.
-        model_options: More constructor arguments, by model.
-        sampler_options: Options of the samplers that override the systems' own, by system.
-    """
-
-    k: int
-    hidden: tuple[int, ...]
-    batch_size: int
-    epochs: Mapping[str, int]
-    samples: int
-    tsne_points: int
-    model_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    sampler_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-
-
-@dataclass
-class Gallery:
-    """What the figures show, from the first seed.
-
-    Attributes:
-        images: Up to 64 binary images (n, pixels) of each system.
-        histories: The training curves of each sampler.
-        latents: Test latents of "AE" and "VAE", (n, k).
-        labels: The digits of these latents.
-    """
-
-    images: dict[str, Tensor] = field(default_factory=dict)
-    histories: dict[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)
-    latents: dict[str, Tensor] = field(default_factory=dict)
-    labels: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+SHOWN_CONDITIONAL = 80  # eight of each digit
 
 
 @dataclass(frozen=True)
@@ -87,45 +41,6 @@ class BinaryImages:
     test: Tensor
 
 
-class Ruler:
-    """Fréchet distances to the binary training images, in a frozen classifier's features."""
-
-    def __init__(self, classifier: LoadedClassifier, train: Tensor) -> None:
-        self._model = classifier.model
-        penultimate, logits = self._model.features(train)
-        self._moments = [gaussian_moments(features) for features in (logits, penultimate)]
-
-    def distances(self, images: Tensor) -> tuple[float, float]:
-        """Return the distances in the logits and in the penultimate layer."""
-        penultimate, logits = self._model.features(images)
-        pairs = zip(self._moments, (logits, penultimate), strict=True)
-        first, second = (
-            frechet_distance_from_moments(*gaussian_moments(features), *reference)
-            for reference, features in pairs
-        )
-        return first, second
-
-
-def summary(values: Sequence[float]) -> dict[str, Any]:
-    """Return mean, sample standard deviation (0 for one value, None for none) and all values."""
-    if not values:
-        return {"mean": None, "std": None, "values": []}
-    spread = statistics.stdev(values) if len(values) > 1 else 0.0
-    return {"mean": statistics.fmean(values), "std": spread, "values": list(values)}
-
-
-def standardised_nll(
-    log_prob: Callable[[Tensor], Tensor], train: Tensor, held_out: Tensor
-) -> float:
-    """Return the mean negative log density of held-out latents (m, k), in nats.
-
-    It is that of latents standardised with the training latents' moments, so that the scale an
-    autoencoder happens to have does not matter; `log_prob` is in the autoencoder's own units.
-    """
-    scale = train.double().std(0).log().sum().item()
-    return -log_prob(held_out).double().mean().item() - scale
-
-
 class Run:
     """One run of the comparison.
 
@@ -134,6 +49,7 @@ class Run:
         classifier: The frozen reference classifier.
         systems: The rows of the table.
         settings: How large the run is.
+        conditional: The rows of methods that are given the digit.
         how: How images are binarised.
         device: Where everything is computed.
         log: Told one line after each phase.
@@ -146,6 +62,7 @@ class Run:
         systems: Sequence[System],
         settings: Settings,
         *,
+        conditional: Sequence[System] = (),
         how: Binarize = "threshold",
         device: torch.device | str = "cpu",
         log: Callable[[str], None] = lambda _: None,
@@ -158,65 +75,179 @@ class Run:
         self.device = torch.device(device)
         self.log = log
         self.gallery = Gallery(labels=data.test_labels)
-        self._measured: dict[str, dict[str, list[float]]] = {system.name: {} for system in systems}
-        self._options: dict[str, dict[str, Any]] = {system.name: {} for system in systems}
+        self._records = {system.name: Record(system) for system in systems}
+        references = (SYSTEMS[RECONSTRUCTION], SYSTEMS[FLOOR]) if conditional else ()
+        self._conditional = {s.name: Record(s) for s in (*references, *conditional)}
         self._trained: dict[str, dict[str, list[float]]] = {}
 
     def run(self, seeds: Sequence[int]) -> dict[str, Any]:
-        """Run all seeds and return the results, ready for JSON."""
+        """Run all seeds and return the results, ready for JSON.
+
+        A sampler that fails is told in its row, and does not end the run.
+        """
         began = time.perf_counter()
         with self._phase("features of the training images"):
             # One draw of "bernoulli" for the whole run: all rows are measured against the same.
             generator = torch.Generator().manual_seed(0)
-            images = BinaryImages(
+            self._images = BinaryImages(
                 binarize(self.data.train_images, self.how, generator).to(self.device),
                 binarize(self.data.test_images, self.how, generator).to(self.device),
             )
-            ruler = Ruler(self.classifier, images.train)
+            self._ruler = Ruler(self.classifier, self._images.train)
         for seed in seeds:
-            self._run_seed(seed, images, ruler, show=seed == seeds[0])
-        return self._results(seeds, time.perf_counter() - began)
+            self._run_seed(seed)
+        # The paper measured MNIST; on other images its values would mislead.
+        paper = self.data.name == "mnist"
+        return assemble(
+            self,
+            seeds,
+            {
+                name: {"paper_fcd": record.system.paper_fcd if paper else None} | record.result()
+                for name, record in self._records.items()
+            },
+            {
+                name: record.result((*STATISTICS, "accuracy"))
+                for name, record in self._conditional.items()
+            },
+            self._trained,
+            time.perf_counter() - began,
+        )
 
-    def _run_seed(self, seed: int, images: BinaryImages, ruler: Ruler, *, show: bool) -> None:
+    def _run_seed(self, seed: int) -> None:
+        needed = [system.model for system in self.systems]
+        if self._conditional:
+            needed.append(Autoencoder.name)
         # The latents of one model serve all systems on it; one model at a time bounds the memory.
-        for name in dict.fromkeys(system.model for system in self.systems):
-            systems = [system for system in self.systems if system.model == name]
-            model, seconds, latents = None, 0.0, torch.empty(0)
-            if name is not None:
-                trained = self._train(name, seed)
-                model, seconds = trained.model, trained.seconds
-                latents = in_batches(model.encode, images.train)
-                test_latents = in_batches(model.encode, images.test)
-                reconstructed = in_batches(model.decode, test_latents)
-                self._note_training(name, trained, test_latents, images.test)
-                if show and name in ("AE", "VAE"):
-                    self.gallery.latents[name] = test_latents.cpu()
-            for system in systems:
-                with self._phase(f"seed {seed}: {system.name}") as note:
-                    measured: dict[str, float] = {}
-                    if system.kind == "real":
-                        produced = images.test[: self.settings.samples]
-                    elif model is None:
-                        raise ValueError(f"Expected a model for {system.name}; got None.")
-                    elif system.kind == "reconstruction":
-                        produced = reconstructed[: self.settings.samples]
-                    elif system.kind == "resample":
-                        produced = self._resample(model, latents, seed)
-                    elif system.kind == "prior":
-                        produced = self._from_prior(model, seed, measured)
-                        measured["fit_seconds"] = seconds
-                    else:
-                        produced = self._from_sampler(
-                            system, model, latents, test_latents, seed, measured, show
-                        )
-                    produced = (produced >= 0.5).float()
-                    logit, penultimate = ruler.distances(produced)
-                    measured |= {"fcd": logit, "fcd_penultimate": penultimate}
-                    for key, value in measured.items():
-                        self._measured[system.name].setdefault(key, []).append(value)
-                    if show:
-                        self.gallery.images[system.name] = produced[:SHOWN].cpu()
-                    note(f"FCD {logit:.2f}, penultimate {penultimate:.1f}")
+        for name in dict.fromkeys(needed):
+            frozen = None if name is None else self._freeze(name, seed)
+            for record in self._records.values():
+                if record.system.model == name:
+                    with self._phase(f"seed {seed}: {record.system.name}") as note:
+                        self._measure(record, frozen, seed, note)
+            if frozen is not None and name == Autoencoder.name:
+                for record in self._conditional.values():
+                    with self._phase(f"seed {seed}: {record.system.name} by digit") as note:
+                        self._measure_conditional(record, frozen, seed, note)
+
+    def _measure(
+        self, record: Record, frozen: Frozen | None, seed: int, note: Callable[[str], None]
+    ) -> None:
+        kind, count = record.system.kind, self.settings.samples
+        measured: dict[str, float] = {}
+        if kind == "real":
+            produced = self._images.test[:count]
+        elif frozen is None:
+            raise ValueError(f"Expected a model for {record.system.name}; got None.")
+        elif kind == "sampler":
+            self._measure_sampler(record, frozen, seed, note)
+            return
+        elif kind == "reconstruction":
+            produced = in_batches(frozen.model.decode, frozen.test[:count])
+        elif kind == "resample":
+            generator = torch.Generator().manual_seed(seed)
+            rows = torch.randint(len(frozen.train), (count,), generator=generator)
+            produced = in_batches(frozen.model.decode, frozen.train[rows.to(self.device)])
+        else:
+            produced = self._from_prior(frozen.model, seed, measured)
+            measured["fit_seconds"] = frozen.seconds
+        self._keep(record, produced, measured, note, self.gallery.images)
+
+    def _measure_conditional(
+        self, record: Record, frozen: Frozen, seed: int, note: Callable[[str], None]
+    ) -> None:
+        count = self.settings.samples
+        if record.system.kind == "sampler":
+            self._measure_sampler(record, frozen, seed, note, conditional=True)
+            return
+        if record.system.kind == "reconstruction":
+            z, labels = frozen.test[:count], frozen.test_labels[:count]
+        else:  # what a sampler that is right in everything would do
+            labels = balanced_labels(count)
+            generator = torch.Generator().manual_seed(seed)
+            rows = balanced_rows(frozen.train_labels, count, generator)
+            z = frozen.train[rows.to(self.device)]
+        produced = in_batches(frozen.model.decode, z)
+        self._keep(record, produced, {}, note, {}, labels)
+
+    def _measure_sampler(
+        self,
+        record: Record,
+        frozen: Frozen,
+        seed: int,
+        note: Callable[[str], None],
+        *,
+        conditional: bool = False,
+    ) -> None:
+        """Fit, draw and measure; what a plugin raises is told in its row, and is no end of the run."""
+        system, settings, gallery = record.system, self.settings, self.gallery
+        try:
+            drawn = fit_and_draw(
+                system,
+                frozen,
+                settings.samples,
+                seed=seed,
+                device=self.device,
+                options={**system.options, **settings.sampler_options.get(system.name, {})},
+                max_seconds=settings.method_seconds,
+                conditional=conditional,
+            )
+        except Exception as error:
+            note(f"failed: {record.fail(seed, error)}")
+            return
+        record.describe(drawn.sampler)
+        measured = {
+            "fit_seconds": drawn.fit_seconds,
+            "sample_seconds": drawn.sample_seconds,
+            "parameters": drawn.sampler.info["parameters"],
+        }
+        if drawn.sampler.has_density:
+            try:
+                measured["nll"] = held_out_nll(drawn, frozen)
+            except Exception as error:
+                note(f"failed: {record.fail(seed, error)}")
+        if not conditional:
+            gallery.histories.setdefault(system.name, drawn.sampler.history)
+        shelf = gallery.conditional if conditional else gallery.images
+        self._keep(record, drawn.images, measured, note, shelf, drawn.labels)
+
+    def _keep(
+        self,
+        record: Record,
+        produced: Tensor,
+        measured: dict[str, float],
+        note: Callable[[str], None],
+        shelf: dict[str, Tensor],
+        labels: Tensor | None = None,
+    ) -> None:
+        """Measure decoded images (n, pixels), and keep the first for the figures."""
+        binary = (produced >= 0.5).float()
+        measured = measured | self._ruler.measure(binary, labels)
+        record.add(measured)
+        shown = SHOWN if labels is None else SHOWN_CONDITIONAL
+        shelf.setdefault(record.system.name, binary[:shown].cpu())
+        if "accuracy" in measured:
+            note(f"accuracy {measured['accuracy']:.2%}")
+        note(f"FCD {measured['fcd']:.2f}, penultimate {measured['fcd_penultimate']:.1f}")
+
+    def _freeze(self, name: str, seed: int) -> Frozen:
+        trained = self._train(name, seed)
+        latents = in_batches(trained.model.encode, self._images.train)
+        test = in_batches(trained.model.encode, self._images.test)
+        with torch.inference_mode():
+            loss = reconstruction_loss(trained.model.decoder(test), self._images.test).item()
+        record = self._trained.setdefault(name, {"seconds": [], "test_reconstruction": []})
+        record["seconds"].append(trained.seconds)
+        record["test_reconstruction"].append(loss)
+        if name in ("AE", "VAE"):
+            self.gallery.latents.setdefault(name, test.cpu())
+        return Frozen(
+            trained.model,
+            trained.seconds,
+            latents,
+            test,
+            self.data.train_labels,
+            self.data.test_labels,
+        )
 
     def _train(self, name: str, seed: int) -> Trained:
         settings = self.settings
@@ -247,18 +278,6 @@ class Run:
             note(f"loss {next(iter(trained.history.values()))[-1]:.1f}")
         return trained
 
-    def _note_training(self, name: str, trained: Trained, latents: Tensor, test: Tensor) -> None:
-        with torch.inference_mode():
-            loss = reconstruction_loss(trained.model.decoder(latents), test).item()
-        record = self._trained.setdefault(name, {"seconds": [], "test_reconstruction": []})
-        record["seconds"].append(trained.seconds)
-        record["test_reconstruction"].append(loss)
-
-    def _resample(self, model: Autoencoder, latents: Tensor, seed: int) -> Tensor:
-        generator = torch.Generator().manual_seed(seed)
-        rows = torch.randint(len(latents), (self.settings.samples,), generator=generator)
-        return in_batches(model.decode, latents[rows.to(latents.device)])
-
     def _from_prior(self, model: Autoencoder, seed: int, measured: dict[str, float]) -> Tensor:
         start = time.perf_counter()
         generator = torch.Generator().manual_seed(seed)
@@ -267,86 +286,6 @@ class Run:
         measured["sample_seconds"] = time.perf_counter() - start
         return images
 
-    def _from_sampler(
-        self,
-        system: System,
-        model: Autoencoder,
-        latents: Tensor,
-        test_latents: Tensor,
-        seed: int,
-        measured: dict[str, float],
-        show: bool,
-    ) -> Tensor:
-        if system.method is None:
-            raise ValueError(f"Expected a method for {system.name}; got None.")
-        options = {**system.options, **self.settings.sampler_options.get(system.name, {})}
-        start = time.perf_counter()
-        sampler = fit_latent_sampler(
-            None,
-            latents,
-            method=system.method,
-            decoder=model.decode,
-            device=self.device,
-            seed=seed,
-            **options,
-        )
-        fitted = time.perf_counter()
-        images = sampler.generate(self.settings.samples, seed=seed)
-        measured["sample_seconds"] = time.perf_counter() - fitted
-        measured["fit_seconds"] = fitted - start
-        if sampler.has_density:
-            measured["nll"] = standardised_nll(sampler.log_prob, latents, test_latents)
-        self._options[system.name] = {"method": system.method, **sampler.info["options"]}
-        if show:
-            self.gallery.histories[system.name] = sampler.history
-        return images
-
-    def _results(self, seeds: Sequence[int], seconds: float) -> dict[str, Any]:
-        settings = asdict(self.settings)
-        rows = {}
-        for system in self.systems:
-            measured = self._measured[system.name]
-            rows[system.name] = {
-                "description": system.description,
-                # The paper measured MNIST; on other images its values would mislead.
-                "paper_fcd": system.paper_fcd if self.data.name == "mnist" else None,
-                "options": self._options[system.name],
-                **{
-                    key: summary(measured.get(key, []))
-                    for key in ("fcd", "fcd_penultimate", "fit_seconds", "sample_seconds", "nll")
-                },
-            }
-        return {
-            "schema": SCHEMA,
-            "benchmark": self.data.name,
-            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "versions": _versions(),
-            "device": str(self.device),
-            "seeds": list(seeds),
-            "classifier": {
-                "sha256": self.classifier.sha256,
-                "test_accuracy": self.classifier.provenance["test_accuracy"],
-            },
-            "systems": rows,
-            "models": {
-                name: {key: summary(values) for key, values in record.items()}
-                for name, record in self._trained.items()
-            },
-            "data": {
-                "train": len(self.data.train_images),
-                "test": len(self.data.test_images),
-                "binarize": self.how,
-                "sha256": self.data.sha256,
-            },
-            "settings": settings,
-            "machine": {
-                "platform": f"{platform.system()} {platform.machine()}",
-                "cpus": os.cpu_count(),
-                "torch_threads": torch.get_num_threads(),
-            },
-            "seconds": seconds,
-        }
-
     @contextmanager
     def _phase(self, name: str) -> Iterator[Callable[[str], None]]:
         start = time.perf_counter()
@@ -354,13 +293,3 @@ class Run:
         yield notes.append
         seconds = f"{time.perf_counter() - start:.1f} s"
         self.log("; ".join([f"{name}: {seconds}", *notes]))
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": ".".join(map(str, sys.version_info[:3]))}
-    for name in _LIBRARIES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found

@@ -1,6 +1,6 @@
 """What is compared: the systems of the paper's table 1, its floor, and our defaults."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -62,18 +62,4 @@ SYSTEMS = {
     )
 }
 FLOOR = "Resample"
-
-
-def select(names: Iterable[str]) -> list[System]:
-    """Return the systems of these names (in any case), in the table's order.
-
-    Raises:
-        KeyError: With the first unknown name.
-    """
-    known = {name.lower(): name for name in SYSTEMS}
-    wanted = set()
-    for name in names:
-        if name.lower() not in known:
-            raise KeyError(name)
-        wanted.add(known[name.lower()])
-    return [system for system in SYSTEMS.values() if system.name in wanted]
+RECONSTRUCTION = "Reconstruction"

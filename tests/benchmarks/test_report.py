@@ -3,7 +3,7 @@ import copy
 import pytest
 
 from latentfit_bench import report
-from latentfit_bench.runner import summary
+from latentfit_bench.measure import summary
 from latentfit_bench.systems import SYSTEMS
 
 NOTHING = summary([])
@@ -29,7 +29,10 @@ def results(n=3, scale=1.0):
                 "fcd": summary(values),
                 "fcd_penultimate": summary(values),
                 "fit_seconds": summary(values) if system.kind == "sampler" else NOTHING,
+                "sample_seconds": summary(values) if system.kind == "sampler" else NOTHING,
                 "nll": summary(values) if system.kind == "sampler" else NOTHING,
+                "parameters": summary([9_999_499] * n) if system.kind == "sampler" else NOTHING,
+                "errors": [],
             }
             for name, system in SYSTEMS.items()
         },
@@ -46,13 +49,67 @@ def test_summary_is_mean_and_sample_deviation():
     assert summary([]) == {"mean": None, "std": None, "values": []}
 
 
+def with_methods(n, scale=1.0):
+    """All systems, and "auto", whose choices make the longest label."""
+    made = results(n, scale)
+    sampler = made["systems"]["FlowAE"]
+    chosen = ["flow-matching"] * n
+    made["systems"]["auto"] = {**sampler, "paper_fcd": None, "chosen": chosen, "ranking": [[]] * n}
+    made["conditional"] = {
+        "Resample": {**made["systems"]["Resample"], "accuracy": summary([0.952] * n)},
+        "auto": {**made["systems"]["auto"], "accuracy": summary([0.9305, 0.9105, 0.9205][:n])},
+    }
+    return made
+
+
 @pytest.mark.parametrize("scale", [0.01, 1.0, 30.0])
 @pytest.mark.parametrize("n", [1, 3])
-def test_the_screens_table_fits_80_columns_and_has_all_systems(n, scale):
-    lines = report.screen_table(results(n, scale)).splitlines()
-    assert max(map(len, lines)) <= 80
-    assert [line.split()[0] for line in lines[2:]] == list(SYSTEMS)
-    assert ("±" in lines[2]) == (n > 1)
+def test_the_screens_table_fits_and_has_all_rows(n, scale):
+    lines = report.screen_table(with_methods(n, scale)).splitlines()
+    assert max(map(len, lines)) <= (85 if n == 1 else 100)
+    first, second = lines[: lines.index("")], lines[lines.index("") + 1 :]
+    assert [line.split()[0] for line in first[2:]] == [*SYSTEMS, "auto"]
+    assert [line.split()[0] for line in second[2:]] == ["Resample", "auto"]
+    assert first[-1].startswith("auto (flow-matching)")
+    assert ("±" in first[2]) == (n > 1)
+
+
+def test_accuracies_are_told_in_percent():
+    assert "| 92.0 ± 1.0 |" in report.markdown_table(with_methods(3))
+    assert "| 93.0 |" in report.markdown_table(with_methods(1))
+
+
+@pytest.mark.parametrize(
+    "count, text",
+    [(7, "7"), (999, "999"), (1000, "1k"), (12_345, "12.3k"), (999_499, "999k"), (999_501, "1M")],
+)
+def test_counts_have_three_digits(count, text):
+    made = results(1)
+    made["systems"]["FlowAE"]["parameters"] = summary([count])
+    (row,) = (line for line in report.screen_table(made).splitlines() if "FlowAE " in line)
+    assert row.split()[-1] == text
+
+
+def test_a_row_that_failed_says_so_and_why():
+    made = results(2)
+    made["systems"]["FlowAE"] |= {
+        **dict.fromkeys(("fcd", "fcd_penultimate", "fit_seconds", "nll", "parameters"), NOTHING),
+        "errors": [{"seed": s, "error": "DivergenceError: it blew up"} for s in (0, 1)],
+    }
+    text = report.markdown_table(made)
+    assert "| FlowAE | 4.65 | failed |" in text
+    assert "- Failed: FlowAE, seed 1: DivergenceError: it blew up\n" in text
+    assert len(report.failures(made)) == 2
+    assert report.failures(results(2)) == []
+
+
+def test_a_brief_table_leaves_out_two_columns():
+    rows = {
+        brief: report.markdown_table(results(), brief=brief).splitlines()[2].split(" | ")
+        for brief in (False, True)
+    }
+    assert rows[False][: len(rows[True])] == [*rows[True][:-1], "Fit, s"]
+    assert [cell.strip(" |") for cell in rows[False][-2:]] == ["Draw, s", "Parameters"]
 
 
 def test_the_markdown_table_is_well_formed():

@@ -1,0 +1,87 @@
+"""What is measured: Fréchet classifier distances, accuracy and likelihood."""
+
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from latentfit.metrics import frechet_distance_from_moments, gaussian_moments
+from latentfit_bench.classifier import LoadedClassifier
+
+CLASSES = 10
+
+
+class Ruler:
+    """Measures binary images in a frozen classifier's features, against the binary training images."""
+
+    def __init__(self, classifier: LoadedClassifier, train: Tensor) -> None:
+        self._model = classifier.model
+        penultimate, logits = self._model.features(train)
+        self._moments = [gaussian_moments(features) for features in (logits, penultimate)]
+
+    def measure(self, images: Tensor, labels: Tensor | None = None) -> dict[str, float]:
+        """Return "fcd", in the logits, and "fcd_penultimate"; with labels (n,), "accuracy" too."""
+        penultimate, logits = self._model.features(images)
+        pairs = zip(self._moments, (logits, penultimate), strict=True)
+        first, second = (
+            frechet_distance_from_moments(*gaussian_moments(features), *reference)
+            for reference, features in pairs
+        )
+        measured = {"fcd": first, "fcd_penultimate": second}
+        if labels is not None:
+            hits = logits.argmax(1).cpu() == labels
+            measured["accuracy"] = hits.double().mean().item()
+        return measured
+
+
+def balanced_labels(n: int) -> Tensor:
+    """Return n labels (n,) that go through the classes in turn."""
+    return torch.arange(n) % CLASSES
+
+
+def balanced_rows(labels: Tensor, n: int, generator: torch.Generator) -> Tensor:
+    """Draw n row numbers, with replacement, so that the rows' labels are `balanced_labels(n)`."""
+    wanted = balanced_labels(n)
+    chosen = torch.empty(n, dtype=torch.int64)
+    for label in range(CLASSES):
+        rows = (labels == label).nonzero()[:, 0]
+        places = wanted == label
+        drawn = torch.randint(len(rows), (int(places.sum()),), generator=generator)
+        chosen[places] = rows[drawn]
+    return chosen
+
+
+def summary(values: Sequence[float]) -> dict[str, Any]:
+    """Return mean, sample standard deviation (0 for one value, None for none) and all values."""
+    if not values:
+        return {"mean": None, "std": None, "values": []}
+    spread = statistics.stdev(values) if len(values) > 1 else 0.0
+    return {"mean": statistics.fmean(values), "std": spread, "values": list(values)}
+
+
+def standardised_nll(
+    log_prob: Callable[[Tensor], Tensor], train: Tensor, held_out: Tensor
+) -> float:
+    """Return the mean negative log density of held-out latents (m, k), in nats.
+
+    It is that of latents standardised with the training latents' moments, so that the scale an
+    autoencoder happens to have does not matter; `log_prob` is in the autoencoder's own units.
+    """
+    scale = train.double().std(0).log().sum().item()
+    return -log_prob(held_out).double().mean().item() - scale
+
+
+def plain(value: Any) -> Any:
+    """Return what a plugin told as strict JSON has it: NaN and infinity as null, the unknown as text."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(member) for key, member in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(member) for member in value]
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return str(value)

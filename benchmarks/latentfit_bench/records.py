@@ -1,0 +1,65 @@
+"""What a run has learnt of each row so far, and its entry in results.json."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from latentfit import LatentSampler
+from latentfit_bench.measure import plain, summary
+from latentfit_bench.systems import System
+
+STATISTICS = ("fcd", "fcd_penultimate", "fit_seconds", "sample_seconds", "nll", "parameters")
+
+
+@dataclass
+class Record:
+    """One row over the seeds.
+
+    Attributes:
+        system: The row.
+        values: One value for each seed that it was measured with, by statistic.
+        errors: What failed: seed and error.
+        details: What the sampler of the last seed tells of itself.
+        chosen: The method that "auto" chose, for each seed.
+        ranking: What it chose it by, for each seed.
+    """
+
+    system: System
+    values: dict[str, list[float]] = field(default_factory=dict)
+    errors: list[dict[str, Any]] = field(default_factory=list)
+    details: dict[str, Any] = field(default_factory=dict)
+    chosen: list[str] = field(default_factory=list)
+    ranking: list[list[dict[str, Any]]] = field(default_factory=list)
+
+    def add(self, measured: dict[str, float]) -> None:
+        """Append one seed's values."""
+        for key, value in measured.items():
+            self.values.setdefault(key, []).append(value)
+
+    def describe(self, sampler: LatentSampler) -> None:
+        """Take over what a fitted sampler tells of itself."""
+        info = sampler.info
+        self.details = {
+            "options": {"method": self.system.method, **info["options"]},
+            "plugin": info["versions"]["plugin"],
+            "fit": info["fit"],
+        }
+        if "ranking" in info:
+            self.chosen.append(sampler.method)
+            self.ranking.append(info["ranking"])
+
+    def fail(self, seed: int, error: Exception) -> str:
+        """Note an error, and return it as one line."""
+        text = " ".join(f"{type(error).__name__}: {error}".split())
+        self.errors.append({"seed": seed, "error": text})
+        return text
+
+    def result(self, statistics: Sequence[str] = STATISTICS) -> dict[str, Any]:
+        """Return the row's entry in the results, ready for JSON."""
+        entry: dict[str, Any] = {"description": self.system.description}
+        entry |= {"options": {}, **self.details, "errors": self.errors}
+        if self.ranking:
+            entry |= {"chosen": self.chosen, "ranking": self.ranking}
+        entry |= {key: summary(self.values.get(key, [])) for key in statistics}
+        result: dict[str, Any] = plain(entry)
+        return result

@@ -1,0 +1,81 @@
+"""The results of a run, ready for JSON, with all that is needed to tell what they were made with."""
+
+import datetime
+import importlib.metadata
+import os
+import platform
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from latentfit_bench.measure import summary
+
+if TYPE_CHECKING:
+    from latentfit_bench.runner import Run
+
+SCHEMA = 1
+_LIBRARIES = ("latentfit", "torch", "numpy", "normflows", "nflows", "scikit-learn", "matplotlib")
+
+
+def assemble(
+    run: "Run",
+    seeds: Sequence[int],
+    systems: Mapping[str, Any],
+    conditional: Mapping[str, Any],
+    models: Mapping[str, Mapping[str, Sequence[float]]],
+    seconds: float,
+) -> dict[str, Any]:
+    """Put the results together.
+
+    Args:
+        run: What was run.
+        seeds: With which seeds.
+        systems: The rows' entries.
+        conditional: The entries of the rows that were given the digit.
+        models: Seconds and losses of the autoencoders, by model.
+        seconds: The whole run's.
+    """
+    return {
+        "schema": SCHEMA,
+        "benchmark": run.data.name,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "versions": _versions(),
+        "device": str(run.device),
+        "seeds": list(seeds),
+        "classifier": {
+            "sha256": run.classifier.sha256,
+            "test_accuracy": run.classifier.provenance["test_accuracy"],
+        },
+        "systems": dict(systems),
+        "conditional": dict(conditional),
+        "models": {
+            name: {key: summary(values) for key, values in record.items()}
+            for name, record in models.items()
+        },
+        "data": {
+            "train": len(run.data.train_images),
+            "test": len(run.data.test_images),
+            "binarize": run.how,
+            "sha256": run.data.sha256,
+        },
+        "settings": asdict(run.settings),
+        "machine": {
+            "platform": f"{platform.system()} {platform.machine()}",
+            "cpus": os.cpu_count(),
+            "torch_threads": torch.get_num_threads(),
+        },
+        "seconds": seconds,
+    }
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": ".".join(map(str, sys.version_info[:3]))}
+    for name in _LIBRARIES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

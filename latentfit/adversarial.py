@@ -1,0 +1,182 @@
+"""The adversarial training that samplers share: a generator and a critic, in turn, by two optimisers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from latentfit.errors import DivergenceError
+from latentfit.training import ParameterAverage, Run, minibatches
+
+__all__ = ["train_adversarially"]
+
+_EVALUATIONS = 100  # in a run of full length
+_EVALUATION_ROWS = 1024
+_PROJECTIONS = 32
+_LAST_RATE = 0.05  # of the first
+_REMEDY = "lower learning_rate or raise penalty, where the method has one, or check the latents for outliers"
+
+
+def train_adversarially(
+    generator: nn.Module,
+    critic: nn.Module,
+    draw: Callable[..., Tensor],
+    critic_loss: Callable[..., Tensor],
+    generator_loss: Callable[..., Tensor],
+    rows: Tensor,
+    held_out: Tensor,
+    run: Run,
+    *,
+    steps: int,
+    learning_rate: float,
+    critic_steps: int = 1,
+    betas: tuple[float, float] = (0.0, 0.9),
+    ema: float = 0.999,
+) -> None:
+    """Train a generator against a critic, and leave the generator with its averaged weights.
+
+    Each step is ``critic_steps`` steps of the critic, each on a new minibatch, and one of the generator, on
+    the last of them, with the critic frozen. Adam, for both with a rate that falls linearly to a twentieth,
+    and an exponential moving average of the generator's weights, which is what samples well. In a fit with a
+    condition the generated rows have the contexts of the minibatch's rows.
+
+    The curves are the two losses and, with held-out rows, ``validation_distance``: the sliced Wasserstein
+    distance of order 1 (Rabin et al., 2011) between them and as many of the averaged generator's. Unlike the
+    losses it tells how good the samples are, and whether they still get better.
+
+    Args:
+        generator: What is trained and averaged; its other parameters and buffers stay as they are.
+        critic: What it is trained against; the caller's to keep or to forget.
+        draw: ``draw(n, randomness)``, rows (n, D) from the generator, differentiable in its weights, with a
+            ``torch.Generator`` to draw from: a sampler's own ``sample``.
+        critic_loss: ``critic_loss(real, fake)``, what the critic minimises, a scalar, of as many generated
+            rows, detached, as real ones, (n, D) each.
+        generator_loss: ``generator_loss(real, fake)``, what the generator minimises. In a fit with a
+            condition all three are also given the rows' contexts (n, C).
+        rows: Training rows (N, D).
+        held_out: Held-out rows (M, D); M may be 0.
+        run: The run that the sampler's ``fit`` was given.
+        steps: Generator steps.
+        learning_rate: Adam's, at the start.
+        critic_steps: Critic steps before each.
+        betas: Adam's.
+        ema: The average's decay.
+
+    Raises:
+        DivergenceError: The losses or the samples are no longer finite; the generator has the last averaged
+            weights that were.
+    """
+    on_generator = _adam(generator, learning_rate, betas)
+    on_critic = _adam(critic, learning_rate, betas)
+    judges = [p for p in critic.parameters() if p.requires_grad]
+    watch = _Watch(generator, draw, ema, held_out, rows, run)
+    if run.context is None:
+        batches: Iterator[tuple[Tensor, ...]] = zip(
+            minibatches(rows, run.batch_size, run.generator), strict=True
+        )
+    else:
+        batches = minibatches(rows, run.batch_size, run.generator, run.context)
+    every = max(1, steps // _EVALUATIONS)
+    totals = rows.new_zeros(2)
+    done = since = 0
+
+    def evaluate() -> None:
+        nonlocal since
+        in_critic, in_generator = (totals / since).tolist()
+        watch.evaluate(done, steps, in_critic / critic_steps, in_generator)
+        totals.zero_()
+        since = 0
+
+    generator.train()
+    for step, fraction in run.steps(steps):
+        for group in (*on_generator.param_groups, *on_critic.param_groups):
+            group["lr"] = learning_rate * (1 - (1 - _LAST_RATE) * fraction)
+        for _ in range(critic_steps):
+            real, *context = next(batches)
+            with torch.no_grad():
+                fake = draw(len(real), run.generator, *context)
+            loss = critic_loss(real, fake, *context)
+            on_critic.zero_grad()
+            loss.backward()
+            on_critic.step()
+            totals[0] += loss.detach()
+        for parameter in judges:
+            parameter.requires_grad_(False)
+        loss = generator_loss(real, draw(len(real), run.generator, *context), *context)
+        on_generator.zero_grad()
+        loss.backward()
+        on_generator.step()
+        totals[1] += loss.detach()
+        for parameter in judges:
+            parameter.requires_grad_(True)
+        watch.average.update()
+        done, since = step + 1, since + 1
+        if since == every:
+            evaluate()
+    if since:  # the steps after the last evaluation count too
+        evaluate()
+    watch.average.swap()
+    generator.eval()
+
+
+class _Watch:
+    """The averaged generator: what it draws, and its last weights that were finite."""
+
+    def __init__(
+        self,
+        generator: nn.Module,
+        draw: Callable[..., Tensor],
+        ema: float,
+        held_out: Tensor,
+        rows: Tensor,
+        run: Run,
+    ) -> None:
+        self.generator, self.draw, self.run = generator, draw, run
+        self.average = ParameterAverage(generator.parameters(), ema)
+        self.finite = [a.clone() for a in self.average.average]
+        self.measured = len(held_out) > 0
+        watched = (held_out, run.held_out_context) if self.measured else (rows, run.context)
+        self.rows, *self.context = (part[:_EVALUATION_ROWS] for part in watched if part is not None)
+        fixed = torch.Generator(rows.device).manual_seed(0)
+        dim = sum(part.shape[1] for part in (self.rows, *self.context))
+        directions = torch.randn(_PROJECTIONS, dim, generator=fixed, device=rows.device)
+        self.directions = directions / directions.norm(dim=1, keepdim=True)
+        self.reference = self._projected(self.rows)
+
+    @torch.no_grad()
+    def evaluate(self, done: int, steps: int, critic_loss: float, generator_loss: float) -> None:
+        """Append to the curves, or put the last finite average in place and raise DivergenceError."""
+        values = {"critic_loss": critic_loss, "generator_loss": generator_loss}
+        fixed = torch.Generator(self.rows.device).manual_seed(0)
+        self.average.swap()
+        self.generator.eval()
+        drawn = self.draw(len(self.rows), fixed, *self.context)
+        self.generator.train()
+        self.average.swap()
+        distance = (self._projected(drawn) - self.reference).abs().mean()
+        if self.measured:
+            values["validation_distance"] = float(distance)
+        if not (bool(distance.isfinite()) and all(map(math.isfinite, values.values()))):
+            self.average.average = self.finite
+            self.average.swap()
+            self.generator.eval()
+            raise DivergenceError(
+                f"Training diverged at step {done} (critic loss {critic_loss:.4g}, generator loss "
+                f"{generator_loss:.4g}); {_REMEDY}."
+            )
+        self.finite = [a.clone() for a in self.average.average]
+        self.run.log(done, steps, **values)
+
+    def _projected(self, rows: Tensor) -> Tensor:
+        """Sort rows, with their contexts, along each direction: (_PROJECTIONS, n)."""
+        projections = self.directions @ torch.cat((rows, *self.context), dim=1).T
+        return torch.sort(projections, dim=1).values
+
+
+def _adam(module: nn.Module, learning_rate: float, betas: tuple[float, float]) -> torch.optim.Adam:
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    fused = all(p.device.type in ("cpu", "cuda") for p in parameters)
+    return torch.optim.Adam(parameters, lr=learning_rate, betas=betas, fused=fused)

@@ -1,0 +1,172 @@
+"""method="auto": fit a short list of samplers within one time budget and keep the best on held-out data."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from latentfit.condition import fit_condition, kind_of
+from latentfit.errors import OptionError
+from latentfit.fitting import Plan, fit_class, split
+from latentfit.metrics import c2st, energy_distance
+from latentfit.registry import load_sampler_class, sampler_distribution
+from latentfit.sampler import LatentSampler
+from latentfit.sampler_base import Sampler
+from latentfit.transforms import make_transform
+
+__all__ = ["AUTO", "AutoOptions", "fit_best", "load_candidates"]
+
+AUTO = "auto"
+BUDGET = 240.0  # seconds, where the user gives none
+_MOST_ROWS = 5000  # that candidates are compared on
+
+
+class AutoOptions:
+    """Fit a short list within one time budget, and keep the best on held-out data.
+
+    A class, so that these options are read and checked as a method's are.
+
+    Args:
+        methods: The candidates, in the order of fitting.
+        metric: What ranks them: "c2st", the AUC of a classifier that tells samples from latents that no fit
+            has seen, or "energy", the energy distance between the two. Never the likelihood alone, which
+            does not see what a decoder sees.
+    """
+
+    def __init__(
+        self,
+        *,
+        methods: tuple[str, ...] = ("gmm", "realnvp", "spline", "flow-matching"),
+        metric: Literal["c2st", "energy"] = "c2st",
+    ) -> None:
+        self.methods = methods
+        self.metric = metric
+
+
+def load_candidates(methods: tuple[str, ...]) -> dict[str, type[Sampler]]:
+    """Import the samplers of these names.
+
+    Raises:
+        OptionError: There are no names.
+        LatentfitError: One is not installed, or is broken.
+    """
+    if not methods:
+        raise OptionError("Expected methods as a tuple of one name or more; got none.")
+    return {name: load_sampler_class(name) for name in methods}
+
+
+def fit_best(
+    latents: Tensor,
+    classes: dict[str, type[Sampler]],
+    *,
+    labels: Tensor | None,
+    plan: Plan,
+    metric: str,
+) -> LatentSampler:
+    r"""Fit each method, compare samples with latents that none of them saw, and return the best.
+
+    The time that is left is shared equally among the methods that are left; what a method does not use
+    goes to the next ones. A method that fails is told in the ranking with its error and hurts nobody.
+
+    Args:
+        latents: (N, \*shape), finite, on the CPU.
+        classes: The candidates by name.
+        labels: What to condition on; methods that can't are left out.
+        plan: How; ``max_seconds`` is the budget for all fits.
+        metric: "c2st" or "energy".
+
+    Returns:
+        The best sampler; ``info["ranking"]`` lists all, best first.
+
+    Raises:
+        OptionError: No method is left, or none succeeded.
+    """
+    names = ", ".join(classes)
+    if labels is not None:
+        kind = kind_of(labels)
+        classes = {name: cls for name, cls in classes.items() if kind in cls.conditions}
+    if not classes:
+        raise OptionError(f"Expected methods that can take the condition; got {names}.")
+    # Early stopping uses up a fit's own held-out rows; the comparison needs others.
+    rest, kept = split(len(latents), plan.validation or 0.1, plan.seed, labels)
+    kept = kept[:_MOST_ROWS]
+    judge = _Judge(latents, kept, labels, plan, metric)
+    budget = BUDGET if plan.max_seconds is None else plan.max_seconds
+    began = time.monotonic()
+    ranking: list[dict[str, Any]] = []
+    fitted: dict[str, LatentSampler] = {}
+    for done, (name, cls) in enumerate(classes.items()):
+        share = (budget - (time.monotonic() - began)) / (len(classes) - done)
+        row: dict[str, Any] = {"method": name}
+        ranking.append(row)
+        try:
+            sampler = fit_class(
+                cls,
+                latents[rest],
+                method=name,
+                labels=None if labels is None else labels[rest],
+                plan=replace(plan, max_seconds=max(share, 1.0)),
+                distribution=sampler_distribution(name),
+            )
+            row |= judge.measure(sampler)
+        except Exception as error:  # whatever goes wrong in a candidate is its own fault
+            row["error"] = f"{type(error).__name__}: {error}"
+            continue
+        fitted[name] = sampler
+    if not fitted:
+        told = "; ".join(f"{row['method']}: {row['error']}" for row in ranking)
+        raise OptionError(f"Expected at least one of the methods to succeed; {told}")
+    ranking.sort(key=lambda row: _rank(row, metric))
+    best = fitted[ranking[0]["method"]]
+    best.info["ranking"] = ranking
+    return best
+
+
+def _rank(row: dict[str, Any], metric: str) -> tuple[float, float]:
+    if "error" in row:
+        return math.inf, math.inf
+    if metric == "energy":
+        return row["energy"], row["c2st"]
+    return max(row["c2st"], 0.5), row["energy"]  # below one half is chance, and no better than it
+
+
+class _Judge:
+    """Compares samples with latents that no fit has seen, in standardised units."""
+
+    def __init__(
+        self, latents: Tensor, kept: Tensor, labels: Tensor | None, plan: Plan, metric: str
+    ) -> None:
+        self.metric, self.plan = metric, plan
+        self.latents = latents[kept]
+        self.labels = None if labels is None else labels[kept]
+        flat = latents.reshape(len(latents), -1)
+        self.mapping = make_transform("standardize").fit(flat)
+        self.real = self._columns(self.latents)
+
+    def measure(self, sampler: LatentSampler) -> dict[str, Any]:
+        """Give the metrics of one sampler, all told, one ranked by."""
+        drawn = sampler.sample(len(self.latents), seed=self.plan.seed, condition=self.labels)
+        samples = self._columns(drawn)
+        measured: dict[str, Any] = {
+            "c2st": c2st(self.real, samples, seed=self.plan.seed),
+            "energy": energy_distance(self.real, samples),
+            "fit_seconds": sampler.info["seconds"],
+        }
+        if sampler.has_density:
+            with torch.no_grad():
+                scores = sampler.log_prob(self.latents, condition=self.labels)
+            measured["nll"] = -float(scores.double().mean())
+        return measured
+
+    def _columns(self, latents: Tensor) -> Tensor:
+        """Standardised latents, with the condition beside them: a joint distribution is what is compared."""
+        rows = self.mapping.forward(latents.reshape(len(latents), -1)).cpu()
+        if self.labels is None:
+            return rows
+        context = fit_condition(self.labels).encode(self.labels, len(rows))
+        return torch.cat((rows, context), dim=1)

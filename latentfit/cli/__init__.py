@@ -1,0 +1,72 @@
+"""The command ``latentfit``; what takes long to import is imported inside the commands.
+
+Exit codes: 0; 1 for an error, told in one line on stderr (``--debug`` adds its traceback); 2 for a
+command line that makes no sense; 130 for Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+import click
+
+from latentfit._version import __version__
+from latentfit.cli.bench import bench
+from latentfit.cli.fitting import fit, info, sample, score
+from latentfit.cli.plugins import check, new_plugin, samplers
+from latentfit.cli.text import one_line
+
+__all__ = ["cli", "main"]
+
+_DEBUG = "--debug"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code.
+
+    Args:
+        arguments: The words after ``latentfit``; None takes them from ``sys.argv``.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = _DEBUG in given  # taken out here, so that it works after a subcommand too
+    words = [word for word in given if word != _DEBUG]
+    try:
+        code = cli.main(words, prog_name="latentfit", standalone_mode=False)
+        sys.stdout.flush()
+    except BrokenPipeError:  # `latentfit ... | head`: nobody is left to tell anything
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except click.Abort:
+        click.echo("Interrupted.", err=True)
+        return 130
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        click.echo(f"Error: {one_line(error, _DEBUG)}", err=True)
+        return 1
+    return code if isinstance(code, int) else 0
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="""\b
+Examples:
+  latentfit bench digits
+  latentfit fit --latents z.npy --method spline --out sampler.safetensors
+  latentfit sample sampler.safetensors -n 64 --seed 0 --out new.npy
+  latentfit score sampler.safetensors --latents z.npy | head""",
+)
+@click.version_option(__version__, prog_name="latentfit", message="%(prog)s %(version)s")
+@click.option(_DEBUG, is_flag=True, expose_value=False, help="Show an error's traceback.")
+def cli() -> None:
+    """Fit samplers to the latents of a frozen encoder; draw, score and save them."""
+
+
+for _command in (bench, check, fit, info, new_plugin, sample, samplers, score):
+    cli.add_command(_command)

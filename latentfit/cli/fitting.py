@@ -1,0 +1,177 @@
+"""``latentfit fit``, ``sample``, ``score`` and ``info``: samplers and their files."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from latentfit.cli.text import facts_lines
+from latentfit.cli.words import (
+    import_object,
+    option_class,
+    read_condition,
+    settings_option,
+    split_settings,
+)
+
+__all__ = ["fit", "info", "sample", "score"]
+
+_CONDITION = click.option(
+    "--condition",
+    metavar="VALUE|FILE",
+    help="For a sampler that was fitted with one: a class (3), a vector (0.5,1.2), or a file of one per row.",
+)
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  latentfit fit --latents z.npy --out sampler.safetensors
+  latentfit fit --latents z.npy --method realnvp -o layers=5 -o hidden=128,128 \\
+      -o base=normal --out sampler.safetensors
+  latentfit fit --encoder my_models:encoder --data images.npy --out sampler.safetensors
+  latentfit fit --latents z.npy --condition labels.npy --out conditional.safetensors"""
+)
+@click.option("--latents", metavar="FILE", help="Latents: .npy, .npz, .safetensors or .pt.")
+@click.option(
+    "--encoder",
+    "encoder_name",
+    metavar="MODULE:ATTRIBUTE",
+    help="An encoder to import, the current folder included; it needs --data.",
+)
+@click.option("--data", metavar="FILE", help="What to encode: .npy, .npz, .safetensors or .pt.")
+@click.option("-m", "--method", default="realnvp", show_default=True, help="An installed sampler.")
+@settings_option
+@click.option(
+    "--condition",
+    metavar="FILE",
+    help="A label for each latent to condition on: whole numbers are classes, floats vectors.",
+)
+@click.option("--out", required=True, metavar="FILE", help="The .safetensors file to write.")
+@click.option("--transform", default="standardize", show_default=True, help="Before the fit.")
+@click.option("--validation", default=0.1, show_default=True, help="Fraction that is held out.")
+@click.option("--batch-size", default=512, show_default=True, help="Rows per batch and step.")
+@click.option("--device", help="Where to fit: cpu, cuda, ... Default: the library's choice.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the split and the fit.")
+@click.option("--max-seconds", type=float, help="Stop fitting after this time.")
+@click.option("--progress/--quiet", default=None, help="Default: a bar if stderr is a terminal.")
+def fit(
+    latents: str | None,
+    encoder_name: str | None,
+    data: str | None,
+    method: str,
+    settings: tuple[str, ...],
+    condition: str | None,
+    out: str,
+    progress: bool | None,
+    **arguments: Any,
+) -> None:
+    """Fit a sampler and save it.
+
+    It is fitted to latents from a file, or to what an encoder makes of data from a file.
+    """
+    if (latents is None) == (encoder_name is None) or (encoder_name is None) != (data is None):
+        raise click.UsageError("Expected either --latents FILE, or --encoder and --data.")
+    texts = split_settings(settings)
+
+    from latentfit import fit_latent_sampler
+    from latentfit.arrays import check_folder, read_array
+    from latentfit.options import parse_option_strings
+
+    check_folder(out, latents, data, condition)
+    options = parse_option_strings(option_class(method), texts)
+    encoder = None if encoder_name is None else import_object(encoder_name, "--encoder")
+    dataset = read_array(latents or data or "")
+    labels = None if condition is None else read_array(condition)
+    sampler = fit_latent_sampler(
+        encoder,
+        dataset,
+        method=method,
+        condition=labels,
+        progress=progress,
+        **arguments,
+        **options,
+    )
+    sampler.save(out)
+    if progress is not False:
+        click.echo(f"{out}: {sampler!r}")
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  latentfit sample sampler.safetensors -n 64 --seed 0 --out new.npy
+  latentfit sample conditional.safetensors -n 64 --condition 3 --out threes.npy"""
+)
+@click.argument("file")
+@click.option("-n", "--number", type=int, required=True, help="How many latents to draw.")
+@click.option("--out", required=True, metavar="FILE", help=".npy, .npz, .safetensors or .pt.")
+@click.option("--seed", type=int, help="The same seed draws the same latents.  [default: random]")
+@click.option("--device", help="Where to draw: cpu, cuda, ...  [default: cpu]")
+@_CONDITION
+def sample(
+    file: str, number: int, out: str, seed: int | None, device: str | None, condition: str | None
+) -> None:
+    """Draw latents from a saved sampler.
+
+    They have the encoder's own shape and units.
+    """
+    from latentfit import load_sampler
+    from latentfit.arrays import check_target, write_array
+
+    check_target(out, file, condition)
+    given = None if condition is None else read_condition(condition)
+    sampler = load_sampler(file, device=device)
+    write_array(out, sampler.sample(number, seed=seed, condition=given))
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  latentfit score sampler.safetensors --latents z.npy | sort -g | head
+  latentfit score sampler.safetensors --latents z.npy --out scores.npy"""
+)
+@click.argument("file")
+@click.option("--latents", required=True, metavar="FILE", help="The latents to score.")
+@click.option("--out", metavar="FILE", help="Write the scores there, not to stdout.")
+@click.option("--device", help="Where to compute: cpu, cuda, ...  [default: cpu]")
+@_CONDITION
+def score(
+    file: str, latents: str, out: str | None, device: str | None, condition: str | None
+) -> None:
+    """Print the log densities of latents.
+
+    One a line, in nats per latent, in the encoder's own units, under the sampler in FILE.
+    """
+    from latentfit import load_sampler
+    from latentfit.arrays import check_target, read_array, write_array
+
+    if out is not None:
+        check_target(out, file, latents, condition)
+    given = None if condition is None else read_condition(condition)
+    scores = load_sampler(file, device=device).log_prob(read_array(latents), condition=given)
+    if out is None:
+        click.echo("\n".join(repr(value) for value in scores.tolist()))
+    else:
+        write_array(out, scores)
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  latentfit info sampler.safetensors
+  latentfit info sampler.safetensors --json"""
+)
+@click.argument("file")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, and nothing else, on stdout.")
+def info(file: str, as_json: bool) -> None:
+    """Tell how a saved sampler was fitted."""
+    from latentfit.persistence import read_tensors
+
+    facts = read_tensors(file)[1]["info"]  # without the plugin, which may not be installed here
+    if as_json:
+        click.echo(json.dumps(facts, indent=2))
+    else:
+        click.echo("\n".join(facts_lines(facts)))

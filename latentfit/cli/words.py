@@ -1,0 +1,101 @@
+"""What the command line's words mean: settings, objects to import, conditions."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["import_object", "option_class", "read_condition", "settings_option", "split_settings"]
+
+settings_option = click.option(
+    "-o",
+    "--option",
+    "settings",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="An option of the method; repeatable. `latentfit samplers METHOD` lists them.",
+)
+
+
+def split_settings(texts: Sequence[str]) -> dict[str, str]:
+    """Split ``name=value`` texts; a name may be written with dashes."""
+    from latentfit import fit_latent_sampler
+
+    own = set(inspect.signature(fit_latent_sampler).parameters)
+    settings: dict[str, str] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        name = name.strip().replace("-", "_")
+        if not equals or not name:
+            raise click.UsageError(f"Expected -o NAME=VALUE; got {text!r}.")
+        if name in own:
+            raise click.UsageError(f"{name!r} is no option of a method, but one of this command.")
+        if name in settings:
+            raise click.UsageError(f"Expected each -o once; got {name!r} twice.")
+        settings[name] = value.strip()
+    return settings
+
+
+def option_class(method: str) -> type:
+    """The class whose constructor has a method's options."""
+    from latentfit.auto import AUTO, AutoOptions
+    from latentfit.registry import load_sampler_class
+
+    return AutoOptions if method == AUTO else load_sampler_class(method)
+
+
+def import_object(name: str, what: str) -> Any:
+    """Import ``module:attribute``, from the current folder too.
+
+    Args:
+        name: The module and the attribute.
+        what: The command line's word for it, for the messages.
+    """
+    module_name, _, attribute = name.partition(":")
+    if not module_name or not attribute:
+        raise click.UsageError(f"Expected {what} as MODULE:ATTRIBUTE; got {name!r}.")
+    sys.path.insert(0, os.getcwd())
+    try:
+        found: Any = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise  # the module is there; what it imports is not
+        raise click.UsageError(
+            f"Expected {what} to name a module that is installed or in {os.getcwd()}; "
+            f"there is no {error.name!r}."
+        ) from error
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            raise click.UsageError(f"Expected {what} {name}; {module_name} has no {attribute!r}.")
+        found = getattr(found, part)
+    return found
+
+
+def read_condition(text: str) -> int | Tensor:
+    """Read a condition: a class (``3``), a vector (``0.5,1.2``), or a file with one for each row."""
+    import torch
+
+    from latentfit.arrays import SUFFIXES, read_array
+
+    parts = [part for part in text.split(",") if part.strip()]
+    for kind in (int, float) if parts else ():
+        try:
+            numbers = [kind(part) for part in parts]
+        except ValueError:
+            continue
+        return torch.tensor(numbers) if kind is float or "," in text else int(text)
+    if not text.lower().endswith(SUFFIXES):
+        raise click.UsageError(
+            f"Expected --condition as a class (3), a vector (0.5,1.2) or a file ({', '.join(SUFFIXES)}); "
+            f"got {text!r}."
+        )
+    return read_array(text)

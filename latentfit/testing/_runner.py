@@ -1,0 +1,194 @@
+"""Running the checks on a class or a registered name: one by one, all at once, or under pytest."""
+
+from __future__ import annotations
+
+import time
+import traceback
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from latentfit.errors import PluginLoadError
+from latentfit.options import resolve_options
+from latentfit.registry import load_sampler_class
+from latentfit.sampler_base import Sampler
+from latentfit.testing._check import (
+    CheckFailed,
+    CheckResult,
+    Skipped,
+    Violation,
+)
+from latentfit.testing._lab import Lab
+from latentfit.testing._laws import LAWS, Law
+
+__all__ = ["check_sampler", "list_checks", "parametrize_with_checks", "run_checks"]
+
+_MAX_SECONDS = 20.0
+
+
+def list_checks() -> dict[str, str]:
+    """Tell the checks' names and what each is about, in the order in which they run."""
+    return {law.__name__: _summary(law) for law in LAWS}
+
+
+def run_checks(
+    sampler: type[Sampler] | str,
+    options: Mapping[str, Any] | None = None,
+    *,
+    max_seconds: float = _MAX_SECONDS,
+    only: Iterable[str] | None = None,
+) -> Iterator[CheckResult]:
+    """Check a sampler; iterate to run one check after the other.
+
+    Args:
+        sampler: The class, which need not be registered, or a registered name.
+        options: The options to check it with; few training steps make it quick.
+        max_seconds: What a fit may take whose quality is judged; there are up to three.
+        only: Names of the checks to run; None runs all.
+
+    Returns:
+        An iterator over the results, each of which is made when it is asked for.
+
+    Raises:
+        OptionError: Options that the sampler does not have, or values that don't fit.
+        UnknownPluginError: No sampler of the name is installed.
+        PluginLoadError: It can't be imported, or is no sampler.
+        ValueError: ``only`` names a check that there is not.
+        TypeError: It is no class derived from ``latentfit.plugin.Sampler``, and no name.
+    """
+    lab = _lab(sampler, options or {}, max_seconds)
+    return (_run(law, lab) for law in _chosen(only))
+
+
+def check_sampler(
+    sampler: type[Sampler] | str, *, max_seconds: float = _MAX_SECONDS, **options: Any
+) -> None:
+    """Run all checks, and raise if one fails.
+
+    Args:
+        sampler: The class, which need not be registered, or a registered name.
+        max_seconds: What a fit may take whose quality is judged.
+        **options: The options to check it with.
+
+    Raises:
+        CheckFailed: It names the checks that failed, each with what was expected and what came.
+    """
+    results = list(run_checks(sampler, options, max_seconds=max_seconds))
+    failures = [result for result in results if result.status == "failed"]
+    if failures:
+        raise CheckFailed(_name(sampler), failures)
+
+
+def parametrize_with_checks(
+    samplers: Iterable[type[Sampler] | str | tuple[type[Sampler] | str, Mapping[str, Any]]],
+    *,
+    max_seconds: float = _MAX_SECONDS,
+) -> Any:
+    """Decorate a pytest function with one argument ``check``: it is run once for each sampler and check.
+
+    Args:
+        samplers: Classes or registered names, or pairs of one and its options.
+        max_seconds: What a fit may take whose quality is judged.
+
+    Example::
+
+        @parametrize_with_checks([(MySampler, {"steps": 300})])
+        def test_sampler(check):
+            check()
+    """
+    import pytest
+
+    parameters: list[Any] = []
+    for entry in samplers:
+        sampler, options = entry if isinstance(entry, tuple) else (entry, {})
+        lab = _lab(sampler, options, max_seconds)
+        told = [_name(sampler), *(f"{k}={v}" for k, v in options.items())]
+        parameters += [
+            pytest.param(_Call(law, lab), id="-".join([*told, law.__name__])) for law in LAWS
+        ]
+    return pytest.mark.parametrize("check", parameters)
+
+
+class _Call:
+    """A check of a sampler, to be called in a test."""
+
+    def __init__(self, law: Law, lab: Lab) -> None:
+        self._law, self._lab = law, lab
+
+    def __call__(self) -> None:
+        __tracebackhide__ = True  # pytest shows the message, not this
+        import pytest
+
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                self._law(self._lab)
+        except Skipped as reason:
+            pytest.skip(str(reason))
+        except Violation as violation:
+            if violation.__cause__ is not None:  # the sampler's own error, with its traceback
+                raise
+            pytest.fail(str(violation), pytrace=False)
+
+    def __repr__(self) -> str:
+        return f"<{self._law.__name__} of {self._lab.label}>"
+
+
+def _run(law: Law, lab: Lab) -> CheckResult:
+    started = time.monotonic()
+
+    def result(status: Any, message: str = "") -> CheckResult:
+        return CheckResult(law.__name__, status, time.monotonic() - started, message)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # one check is about them, and it catches them itself
+        try:
+            law(lab)
+        except Skipped as reason:
+            return result("skipped", str(reason))
+        except Violation as violation:
+            return result("failed", str(violation))
+        except Exception as error:
+            return result("failed", f"{type(error).__name__}: {error} ({_place(error)})")
+    return result("passed")
+
+
+def _place(error: Exception) -> str:
+    """Where an exception came from: the innermost line that is neither torch's nor this package's."""
+    own = str(Path(__file__).parent)
+    frames = traceback.extract_tb(error.__traceback__)
+    outside = [f for f in frames if not f.filename.startswith(own) and "/torch/" not in f.filename]
+    frame = (outside or list(frames))[-1]
+    return f"{frame.filename}:{frame.lineno}, in {frame.name}"
+
+
+def _lab(sampler: type[Sampler] | str, options: Mapping[str, Any], max_seconds: float) -> Lab:
+    registered = isinstance(sampler, str)
+    cls: Any = load_sampler_class(sampler) if isinstance(sampler, str) else sampler
+    if not (isinstance(cls, type) and issubclass(cls, Sampler)):
+        raise TypeError(
+            f"Expected a subclass of latentfit.plugin.Sampler, or a registered name; got {sampler!r}."
+        )
+    with suppress(PluginLoadError):  # options that the class declares badly are for a check to tell
+        resolve_options(cls, options, method=_name(sampler))
+    return Lab(cls, options, max_seconds=max_seconds, name=_name(sampler) if registered else None)
+
+
+def _summary(law: Law) -> str:
+    return (law.__doc__ or "").strip().splitlines()[0]
+
+
+def _chosen(only: Iterable[str] | None) -> list[Law]:
+    if only is None:
+        return list(LAWS)
+    only, known = set(only), {law.__name__: law for law in LAWS}
+    unknown = sorted(only - known.keys())
+    if unknown:
+        raise ValueError(f"Unknown checks {', '.join(unknown)}; there are {', '.join(known)}.")
+    return [known[name] for name in known if name in only]
+
+
+def _name(sampler: type[Sampler] | str) -> str:
+    return sampler if isinstance(sampler, str) else sampler.__name__

@@ -1,0 +1,189 @@
+"""method="auto": the best of a short list, within a budget, by data that no fit has seen."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import latentfit.auto
+from latentfit import LatentSampler, fit_latent_sampler
+from latentfit.errors import OptionError, UnknownPluginError
+from latentfit.plugin import DivergenceError, Run, Sampler
+
+G = torch.Generator().manual_seed(0)
+SIGNS = torch.randint(2, (2000, 1), generator=G) * 2.0 - 1
+X = SIGNS * 3 + torch.randn(2000, 2, generator=G) * 0.5  # two blobs
+
+
+class Fake(Sampler):
+    """Draws training rows again with some noise; how much makes it good or bad."""
+
+    noise = 0.05
+    seconds: list[float | None] = []  # noqa: RUF012 - the test reads it
+
+    def build(self, dim: int, n: int) -> None:
+        self.register_buffer("rows", torch.zeros(n, dim))
+
+    def fit(self, rows: Tensor, held_out: Tensor, run: Run) -> None:
+        self.seconds.append(run.max_seconds)
+        self.rows.copy_(rows)
+
+    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+        index = torch.randint(len(self.rows), (n,), generator=generator)
+        noise = torch.randn(n, self.rows.shape[1], generator=generator)
+        return self.rows[index] + self.noise * noise
+
+
+class Worse(Fake):
+    noise = 0.5
+
+
+class Worst(Fake):
+    """Has the best likelihood by far, and the worst samples."""
+
+    noise = 3.0
+    has_density = True
+
+    def log_prob(self, rows: Tensor) -> Tensor:
+        return rows.new_full((len(rows),), 100.0)
+
+
+class Diverging(Fake):
+    def fit(self, rows: Tensor, held_out: Tensor, run: Run) -> None:
+        raise DivergenceError("Training diverged at step 3.")
+
+
+class NotANumber(Fake):
+    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+        return torch.full((n, 2), torch.nan)
+
+
+class Slow(Fake):
+    def fit(self, rows: Tensor, held_out: Tensor, run: Run) -> None:
+        super().fit(rows, held_out, run)
+        for _ in run.steps(10**9):
+            time.sleep(0.01)
+
+
+class ByClass(Fake):
+    conditions = ("classes",)
+
+    def sample(self, n: int, generator: torch.Generator, context: Tensor | None = None) -> Tensor:
+        assert context is not None
+        noise = torch.randn(n, 2, generator=generator)
+        return (context @ torch.tensor([[-1.0, -1.0], [1.0, 1.0]])) + 0.16 * noise
+
+
+CLASSES = {
+    cls.__name__.lower(): cls for cls in (Fake, Worse, Worst, Diverging, NotANumber, Slow, ByClass)
+}
+
+
+@pytest.fixture(autouse=True)
+def fakes(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = latentfit.auto.load_sampler_class
+    monkeypatch.setattr(
+        latentfit.auto, "load_sampler_class", lambda name: CLASSES.get(name) or real(name)
+    )
+    monkeypatch.setattr(latentfit.auto, "sampler_distribution", lambda name: "fakes 1.0")
+    monkeypatch.setattr(Fake, "seconds", [])
+
+
+def auto(*methods: str, **arguments: Any) -> LatentSampler:
+    data = arguments.pop("data", X)
+    return fit_latent_sampler(None, data, method="auto", methods=methods, **arguments)
+
+
+@pytest.mark.parametrize("metric", ["c2st", "energy"])
+def test_samples_decide_and_not_the_likelihood(metric: str) -> None:
+    sampler = auto("worst", "fake", "worse", metric=metric)
+    ranking = sampler.info["ranking"]
+    assert [row["method"] for row in ranking] == ["fake", "worse", "worst"]
+    assert sampler.method == "fake"
+    scores = [row[metric] for row in ranking]
+    assert scores == sorted(scores)
+    if metric == "c2st":
+        assert 0.4 < scores[0] < 0.6
+        assert scores[2] > 0.8
+    assert ranking[2]["nll"] < -90  # by this one it would have won
+    assert all("c2st" in row and "energy" in row and "fit_seconds" in row for row in ranking)
+    json.dumps(sampler.info, allow_nan=False)
+
+
+def test_what_fails_is_told_and_hurts_nobody() -> None:
+    ranking = auto("diverging", "notanumber", "worse").info["ranking"]
+    assert [row["method"] for row in ranking] == ["worse", "diverging", "notanumber"]
+    assert "step 3" in ranking[1]["error"]
+    assert "NaN" in ranking[2]["error"]
+    with pytest.raises(OptionError, match="at least one.*diverging: DivergenceError: Training diverged"):
+        auto("diverging")
+
+
+def test_the_budget_is_shared_and_what_is_left_goes_on() -> None:
+    began = time.monotonic()
+    sampler = auto("fake", "slow", "worse", max_seconds=3.0)
+    first, second, third = Fake.seconds
+    assert first == pytest.approx(1.0, abs=0.2)
+    assert 1 < second < 1.5  # the first used nothing of its third, but comparing takes time
+    assert 0.9 < third < 1.6
+    assert time.monotonic() - began < 20
+    assert {row["method"] for row in sampler.info["ranking"]} == {"fake", "slow", "worse"}
+
+
+def test_the_comparison_uses_rows_that_no_fit_has_seen() -> None:
+    sampler = auto("fake")
+    assert sampler.info["n"] + sampler.info["n_validation"] == 1800  # a tenth is kept apart
+    kept = {tuple(row) for row in X.tolist()} - {
+        tuple(row) for row in sampler._transform.inverse(sampler._plugin.rows, X.dtype).tolist()
+    }
+    assert len(kept) >= 200
+
+
+def test_methods_that_cannot_take_the_condition_are_left_out() -> None:
+    labels = (SIGNS[:, 0] > 0).long()
+    sampler = auto("fake", "byclass", condition=labels)
+    assert sampler.method == "byclass"
+    assert [row["method"] for row in sampler.info["ranking"]] == ["byclass"]
+    assert sampler.info["ranking"][0]["c2st"] < 0.65
+    with pytest.raises(OptionError, match="that can take the condition; got fake"):
+        auto("fake", condition=labels)
+
+
+def test_a_wrong_class_for_a_row_is_seen() -> None:
+    """Each class alone looks right in the marginal; the joint distribution does not."""
+    right = auto("byclass", condition=(SIGNS[:, 0] > 0).long())
+    wrong = auto("byclass", condition=(SIGNS[:, 0] < 0).long())
+    assert right.info["ranking"][0]["c2st"] < 0.65
+    assert wrong.info["ranking"][0]["c2st"] > 0.9
+
+
+def test_one_seed_gives_one_ranking() -> None:
+    first, second = (auto("worse", "fake", seed=4).info["ranking"] for _ in range(2))
+    for row in (*first, *second):
+        del row["fit_seconds"]
+    assert first == second
+
+
+def test_the_options_are_checked_before_anything_is_fitted() -> None:
+    with pytest.raises(UnknownPluginError, match="nothing-like-it"):
+        auto("fake", "nothing-like-it")
+    with pytest.raises(OptionError, match="'auto' has no option 'steps'.*methods, metric"):
+        auto("fake", steps=3)
+    with pytest.raises(OptionError, match="'metric' of 'auto'.*'c2st' or 'energy'; got 'nll'"):
+        auto("fake", metric="nll")
+    with pytest.raises(OptionError, match="methods"):
+        auto()
+    assert Fake.seconds == []
+
+
+def test_the_defaults_run_and_can_be_saved(tmp_path: Path) -> None:
+    sampler = fit_latent_sampler(None, X[:400], method="auto", max_seconds=4)
+    assert len(sampler.info["ranking"]) >= 4
+    sampler.save(tmp_path / "s.safetensors")
+    again = latentfit.load_sampler(tmp_path / "s.safetensors")
+    assert again.method == sampler.info["ranking"][0]["method"]
+    assert again.info["ranking"] == sampler.info["ranking"]
