@@ -71,8 +71,9 @@ def expect(
     extras: Iterable[Tensor | None] = itertools.repeat(None) if extra is None else extra.split(size)
     for part, more in zip(x.split(size), extras, strict=False):
         own = (part - centre).to(weights.one.dtype)
+        more = own.new_zeros(len(own), 0) if more is None else more.to(own.dtype)
         # Components first, (K, rows), so that reductions over them run along the rows.
-        shares = step.weigh(own, part.new_zeros(len(part), 0) if more is None else more)
+        shares = step.weigh(own, more)
         largest = shares.amax(0)
         shares.sub_(largest).clamp_min_(_LEAST).exp_()
         summed = shares.sum(0)

@@ -229,6 +229,8 @@ class GaussianMixture(nn.Module):
                 c = given.shape[1]
                 own[:, :c] = (given[index] - self.means[k, :c]) @ precision[k, :c, :c]
             rows[index] = torch.addmm(self.means[k], own, factor[k])
+        if given is not None:
+            rows[:, : given.shape[1]] = given  # to the last digit
         return rows
 
     def _classes(self, context: Tensor | None) -> Tensor | None:

@@ -16,6 +16,8 @@ from latentfit.training import Run, train
 __all__ = ["FlowSampler", "Sampler"]
 
 _CHUNK = 8192  # rows
+_MOST = 100  # components of a mixture base, where the user gives no number
+_MOST_UNDER_VECTOR = 10
 
 
 class Sampler(nn.Module, ABC):
@@ -107,7 +109,7 @@ class FlowSampler(Sampler):
 
     Args:
         base: "normal" or "mixture".
-        components: The mixture's size; None chooses it from the data's (at most 100).
+        components: The mixture's size; None chooses it from the data's (at most 100, or 10 under a vector).
         steps: Optimiser steps at most.
         learning_rate: The highest of the cosine schedule.
     """
@@ -139,7 +141,9 @@ class FlowSampler(Sampler):
         """Create the base and the flow."""
         self.noise: GaussianMixture | _Normal
         if self.base == "mixture":
-            components = min(n, self.components or mixture_size(n, dim))
+            # EM can't split the components by a vector: many of them would fit the rows, not the condition.
+            most = _MOST_UNDER_VECTOR if self.context_kind == "vector" else _MOST
+            components = min(n, self.components or mixture_size(n, dim, most=most))
             self.noise = GaussianMixture(dim, components, self.context_dim)
         else:
             self.noise = _Normal(dim)

@@ -219,9 +219,15 @@ def train(
         )
     else:
         batches = minibatches(rows, run.batch_size, run.generator, run.context)
+    warm_up = max(1, min(100, steps // 10))
     done = 0
     for step, fraction in run.steps(steps):
-        rate = learning_rate * min(1.0, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * fraction))
+        rate = (
+            learning_rate
+            * min(1.0, (step + 1) / warm_up)
+            * 0.5
+            * (1 + math.cos(math.pi * fraction))
+        )
         for group in optimiser.param_groups:
             group["lr"] = rate
         optimiser.zero_grad(set_to_none=True)

@@ -136,7 +136,8 @@ class KDE(Sampler):
         rows = rows - self.shift
         if self.kernel == "isotropic":
             return rows
-        return torch.linalg.solve_triangular(self.factor, rows.T, upper=False).T
+        white: Tensor = torch.linalg.solve_triangular(self.factor, rows.T, upper=False).T
+        return white
 
     def _slices(self) -> tuple[Tensor, Tensor]:
         """Where each class's centres start, and how many there are; all, for a class without."""
@@ -156,8 +157,10 @@ class KDE(Sampler):
         y, contexts = context / self.context_width, self.contexts / self.context_width
         drawn = [torch.zeros(0, dtype=torch.int64, device=device)]
         for part in y.split(_rows_at_once(contexts)):
-            weights = _nearness(part, contexts).softmax(dim=1)
-            drawn.append(torch.multinomial(weights, 1, generator=generator)[:, 0])
+            # multinomial would draw a number for each kernel.
+            below = _relative(_nearness(part, contexts))[0].cumsum(1)
+            level = torch.rand(len(part), 1, generator=generator, device=device) * below[:, -1:]
+            drawn.append(torch.searchsorted(below, level)[:, 0].clamp_max(len(contexts) - 1))
         return torch.cat(drawn)
 
     def _choose_widths(self, held_out: Tensor, run: Run) -> None:
@@ -266,7 +269,7 @@ def _rows_at_once(centres: Tensor) -> int:
 
 
 def _nearness(a: Tensor, b: Tensor) -> Tensor:
-    """Minus half the squared distances of rows (n, D) and (m, D), plus half the squared length of the former."""
+    """Minus half the squared distances of rows (n, D) and (m, D), but for a number of each of the n."""
     return torch.addmm(-0.5 * b.square().sum(1), a, b.T)
 
 
@@ -275,10 +278,16 @@ def _minus_half_squares(a: Tensor, b: Tensor) -> Tensor:
     return (_nearness(a, b) - 0.5 * a.square().sum(1, keepdim=True)).clamp_max_(0)
 
 
-def _log_sum(logs: Tensor) -> Tensor:
-    """Do what logsumexp does over the last dimension, in place and without denormal numbers."""
+def _relative(logs: Tensor) -> tuple[Tensor, Tensor]:
+    """Exponentials relative to each row's largest, in place and without denormals; and the largest (n, 1)."""
     largest = logs.detach().amax(1, keepdim=True)
-    return logs.sub_(largest).clamp_min_(_LEAST).exp_().sum(1).log() + largest[:, 0]
+    return logs.sub_(largest).clamp_min_(_LEAST).exp_(), largest
+
+
+def _log_sum(logs: Tensor) -> Tensor:
+    """Do what logsumexp does over the last dimension, in place."""
+    relative, largest = _relative(logs)
+    return relative.sum(1).log() + largest[:, 0]
 
 
 def _log_kernels(a: Tensor, b: Tensor) -> Tensor:
@@ -296,13 +305,17 @@ def _log_kernels(a: Tensor, b: Tensor) -> Tensor:
     parts = a.split(_rows_at_once(b))
     if not (a.requires_grad and torch.is_grad_enabled()):
         return torch.cat([log_kernels(part) for part in parts]).to(dtype)
-    again = {"use_reentrant": False, "preserve_rng_state": False}
-    return torch.cat([checkpoint(log_kernels, part, **again) for part in parts]).to(dtype)
+    again = (
+        checkpoint(log_kernels, part, use_reentrant=False, preserve_rng_state=False)
+        for part in parts
+    )
+    return torch.cat(list(again)).to(dtype)
 
 
 def _factor(rows: Tensor) -> Tensor:
-    """The Cholesky factor of the covariance of rows of mean 0, with a ridge for those that depend on others."""
+    """The Cholesky factor of the covariance of rows of mean 0, with a ridge."""
     x = rows if rows.device.type == "mps" else rows.double()
     covariance = x.T @ x / len(x)
     covariance.diagonal().add_(_RIDGE * (1 + covariance.diagonal().amax()))
-    return torch.linalg.cholesky(covariance)
+    factor: Tensor = torch.linalg.cholesky(covariance)
+    return factor

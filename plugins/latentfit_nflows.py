@@ -100,7 +100,7 @@ class Spline(_SplineFlow):
 
 
 class SplineAR(_SplineFlow):
-    """Rational-quadratic autoregressive layers: the best likelihood of these flows, and the slowest samples.
+    """Rational-quadratic autoregressive layers (Durkan et al., 2019, arXiv:1906.04032).
 
     A density takes one pass through the networks, a sample of D columns takes D.
 

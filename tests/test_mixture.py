@@ -1,4 +1,4 @@
-"""The Gaussian mixture: its density and EM against scikit-learn's, its samples against their moments."""
+"""The Gaussian mixture: its density and EM against scikit-learn's, its conditionals against closed forms."""
 
 import resource
 import subprocess
@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.stats import multivariate_normal
+from sklearn.cluster import KMeans
 from sklearn.mixture import GaussianMixture as Reference
 from torch import Tensor
 
@@ -29,17 +31,20 @@ def known(n: int, seed: int = 0) -> Tensor:
     return means[which] + torch.einsum("nij,nj->ni", factors[which], noise)
 
 
-def random_mixture(dim: int, components: int) -> GaussianMixture:
-    model = GaussianMixture(dim, components)
+def random_mixture(dim: int, components: int, context_dim: int = 0) -> GaussianMixture:
+    model = GaussianMixture(dim, components, context_dim)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.7, generator=generator(dim))
     return model.requires_grad_(False)
 
 
-def reference(model: GaussianMixture) -> Any:
-    """scikit-learn's mixture with the same parameters."""
+def reference(model: GaussianMixture, context: Tensor | None = None) -> Any:
+    """scikit-learn's mixture with the same parameters, and the weights of one context (C,)."""
     same = Reference(model.components, covariance_type="full")
-    same.weights_ = model.logits.double().softmax(0).numpy()
+    logits = model.logits.double()
+    if context is not None:
+        logits = logits + context.double() @ model.gate.double()
+    same.weights_ = logits.softmax(0).numpy()
     same.means_ = model.means.double().numpy()
     upper = model.off_diagonal.double().triu(1) + torch.diag_embed(
         model.log_diagonal.double().exp()
@@ -140,6 +145,193 @@ def test_a_fit_follows_the_data_however_far_from_zero(shift: float) -> None:
     torch.testing.assert_close(scores[0], scores[1], atol=0.02, rtol=0)
 
 
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.parametrize("dim, components", [(1, 3), (4, 3), (100, 2)])
+def test_an_em_step_is_that_of_scikit_learn(dim: int, components: int) -> None:
+    # Above 96 columns the step is computed another way.
+    x = torch.randn(500, dim, generator=generator()).abs()
+    model = GaussianMixture(dim, components).requires_grad_(False)
+    model.fit(x, generator(), steps=0)
+    theirs = reference(model)
+    theirs = Reference(
+        components,
+        weights_init=theirs.weights_,
+        means_init=theirs.means_,
+        precisions_init=theirs.precisions_cholesky_ @ theirs.precisions_cholesky_.mT,
+        reg_covar=0,
+        max_iter=1,
+    ).fit(x.double().numpy())
+    assert model.improve(x, shrinkage=0) == pytest.approx(theirs.lower_bound_, abs=1e-4)
+    got = reference(model)
+    for name in ("weights_", "means_", "covariances_"):
+        ours, expected = getattr(got, name), getattr(theirs, name)
+        np.testing.assert_allclose(ours, expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("dim", [1, 3, 100])
+def test_em_without_shrinkage_never_lowers_the_likelihood(dim: int) -> None:
+    x = torch.randn(800, dim, generator=generator()).abs()
+    model = GaussianMixture(dim, 4).requires_grad_(False)
+    model.start(x, generator())
+    steps = [model.improve(x, shrinkage=0) for _ in range(25)]
+    assert min(np.diff(steps)) > -1e-4
+    assert steps[-1] > steps[0] + 0.02
+
+
+@pytest.mark.parametrize("dim, components", [(1, 2), (3, 5), (100, 3)])
+def test_the_fast_mean_is_that_of_the_exact_log_densities(dim: int, components: int) -> None:
+    model, x = random_mixture(dim, components, 2), torch.randn(300, dim, generator=generator())
+    onehot, vector = torch.eye(2).repeat(150, 1), torch.randn(300, 2, generator=generator(1))
+    for context in (None, onehot, vector):
+        exact = float(model.log_prob(x, context).double().mean())
+        assert model.mean_log_prob(x, context) == pytest.approx(exact, rel=1e-5)
+    model.logits.zero_()
+    model.gate.zero_()
+    before = float(model.log_prob(x).double().mean())
+    assert model.improve(x) == pytest.approx(before, rel=1e-5)
+
+
+def test_thin_components_are_fitted_in_double_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Columns that nearly agree: in float32 their squares and products cancel to nothing.
+    x = torch.randn(2000, 1, generator=generator()).expand(-1, 2)
+    x = x + 3e-3 * torch.randn(2000, 2, generator=generator(1))
+    model = GaussianMixture(2, 3).requires_grad_(False)
+    model.fit(x, generator())
+    exact = float(model.double().log_prob(x.double()).mean())
+    assert model.float().mean_log_prob(x) == pytest.approx(exact, abs=1e-4)
+    theirs = Reference(1, reg_covar=2e-6).fit(x.double().numpy()).score(x.double().numpy())
+    assert exact > theirs - 0.02
+    monkeypatch.setattr(mixture, "_SINGLE", float("inf"))
+    assert model.mean_log_prob(x) != pytest.approx(exact, abs=1e-3)
+
+
+def test_kmeans_is_as_good_as_scikit_learns() -> None:
+    x = torch.randn(3000, 3, generator=generator()).abs()
+    theirs = KMeans(30, n_init=3, random_state=0).fit(x.numpy()).inertia_
+    ours = torch.cdist(x, em.kmeans(x, 30, generator())).amin(1).square().sum()
+    assert float(ours) < 1.1 * theirs
+
+
+# --- contexts ---
+
+
+@pytest.mark.parametrize("kind", ["classes", "vector"])
+def test_a_context_changes_the_weights_and_nothing_else(kind: str) -> None:
+    model = random_mixture(3, 5, context_dim=2)
+    contexts = torch.eye(2) if kind == "classes" else torch.tensor([[0.5, -2.0], [1.0, 3.0]])
+    x = torch.randn(50, 3, generator=generator())
+    together = model.log_prob(x.repeat(2, 1), contexts.repeat_interleave(50, 0)).view(2, -1)
+    for context, got in zip(contexts, together, strict=True):
+        expected = reference(model, context).score_samples(x.double().numpy())
+        np.testing.assert_allclose(got.numpy(), expected, rtol=1e-4, atol=1e-4)
+    assert (together[0] - together[1]).abs().max() > 0.1
+
+
+def test_rows_drawn_under_contexts_are_each_of_their_own() -> None:
+    model = GaussianMixture(1, 3, context_dim=2).requires_grad_(False)
+    model.means.copy_(torch.tensor([[-9.0], [0], [9]]))
+    weights = torch.tensor([[0.7, 0.3, 1e-9], [1e-9, 0.5, 0.5]])
+    model.gate.copy_(weights.log())
+    n = 20_000
+    labels = torch.randint(2, (n,), generator=generator())
+    context = torch.eye(2)[labels]
+    x = model.sample(n, generator(1), context)
+    assert torch.equal(x, model.sample(n, generator(1), context))
+    component = (x / 9).round().long()[:, 0] + 1
+    for c in range(2):
+        share = component[labels == c].bincount(minlength=3) / (labels == c).sum()
+        torch.testing.assert_close(share, weights[c], atol=0.02, rtol=0)
+    assert model.sample(0, generator(), context[:0]).shape == (0, 1)
+
+
+def test_em_finds_the_weights_of_each_class() -> None:
+    draw = generator()
+    weights = torch.tensor([[0.8, 0.2, 0.0], [0.1, 0.1, 0.8], [0.3, 0.4, 0.3]])
+    labels = torch.randint(3, (6000,), generator=draw)
+    component = torch.multinomial(weights[labels], 1, generator=draw)[:, 0]
+    means = torch.tensor([[-6.0, 0], [0, 6], [6, 0]])
+    x = means[component] + torch.randn(6000, 2, generator=draw)
+    model = GaussianMixture(2, 3, context_dim=4).requires_grad_(False)  # one class has no rows
+    model.fit(x, generator(), context=torch.eye(4)[labels])
+    order = torch.cdist(means, model.means).argmin(1)
+    got = (model.logits + model.gate).softmax(1)[:, order]
+    torch.testing.assert_close(got[:3], weights, atol=0.03, rtol=0)
+    overall = model.logits.softmax(0)[order]
+    torch.testing.assert_close(overall, component.bincount() / 6000, atol=0.01, rtol=0)
+    torch.testing.assert_close(got[3], overall)
+    # The classes' weights are those of the likelihood's maximum, not only of the right order.
+    best = model.mean_log_prob(x, torch.eye(4)[labels])
+    model.gate.mul_(0.9)
+    assert model.mean_log_prob(x, torch.eye(4)[labels]) < best
+
+
+def test_a_vector_leaves_the_gate_to_the_gradient() -> None:
+    x, context = known(300), torch.randn(300, 2, generator=generator())
+    model, plain = GaussianMixture(2, 4, context_dim=2), GaussianMixture(2, 4)
+    model.fit(x, generator(), context=context)
+    plain.fit(x, generator())
+    assert (model.gate == 0).all()
+    assert torch.equal(model.log_prob(x, context), plain.log_prob(x))
+    model.log_prob(x, context).mean().backward()
+    assert model.gate.grad.abs().max() > 0
+    with pytest.raises(ValueError, match="no context, because context_dim is 0; got one of.*2"):
+        plain.log_prob(x, context)
+
+
+# --- marginals and conditionals ---
+
+
+@pytest.mark.parametrize("columns", [1, 2])
+def test_the_head_is_the_marginal_of_the_first_columns(columns: int) -> None:
+    model = random_mixture(3, 2)
+    same, head = reference(model), model.head(columns=columns)
+    x = torch.randn(50, columns, generator=generator())
+    expected = sum(
+        weight * multivariate_normal(mean[:columns], covariance[:columns, :columns]).pdf(x)
+        for weight, mean, covariance in zip(
+            same.weights_, same.means_, same.covariances_, strict=True
+        )
+    )
+    np.testing.assert_allclose(head.log_prob(x).numpy(), np.log(expected), rtol=1e-4, atol=1e-4)
+
+
+def test_the_head_shares_storage() -> None:
+    model, other = GaussianMixture(2, 5, context_dim=2), random_mixture(2, 3, context_dim=2)
+    model.head(components=3).load_state_dict(other.state_dict())
+    x, context = known(20), torch.eye(2).repeat(10, 1)
+    assert torch.equal(model.head(components=3).log_prob(x, context), other.log_prob(x, context))
+    assert (model.means[3:] == 0).all()
+
+
+def test_completing_a_gaussian_is_linear_regression() -> None:
+    model, n = random_mixture(4, 1), 40_000
+    covariance, mean = torch.from_numpy(reference(model).covariances_[0]), model.means[0].double()
+    given = torch.tensor([0.7, -1.3])
+    rows = model.complete(given.expand(n, -1), generator())
+    assert torch.equal(rows[:, :2], given.expand(n, -1))
+    rows = rows.double()
+    slope = torch.linalg.solve(covariance[:2, :2], covariance[:2, 2:])
+    expected = mean[2:] + (given - mean[:2]) @ slope
+    spread = covariance[2:, 2:] - covariance[2:, :2] @ slope
+    deviation = spread.diagonal().sqrt()
+    assert ((rows[:, 2:].mean(0) - expected).abs() < 5 * deviation / n**0.5).all()
+    got = rows[:, 2:].T.cov() / deviation.outer(deviation)
+    torch.testing.assert_close(got, spread / deviation.outer(deviation), atol=0.03, rtol=0)
+
+
+def test_completing_a_mixture_weighs_components_by_what_is_given() -> None:
+    model = GaussianMixture(2, 2).requires_grad_(False)
+    model.means.copy_(torch.tensor([[-1.0, -50], [1, 50]]))
+    model.logits.copy_(torch.tensor([0.25, 0.75]).log())
+    given = torch.tensor([[-1.0], [0.0], [0.4]])
+    rows = model.complete(given.repeat(20_000, 1), generator()).view(-1, 3, 2)
+    odds = 3 * torch.exp(-0.5 * (given - 1) ** 2 + 0.5 * (given + 1) ** 2)[:, 0]
+    torch.testing.assert_close(
+        (rows[:, :, 1] > 0).float().mean(0), odds / (1 + odds), atol=0.02, rtol=0
+    )
+    assert model.complete(given[:0], generator()).shape == (0, 2)
+
+
 DEGENERATE = {
     "one row": torch.tensor([[1.0, 2, 3]]),
     "two rows": torch.tensor([[1.0, 2, 3], [4, 5, 6]]),
@@ -167,9 +359,10 @@ def test_degenerate_rows_give_a_finite_mixture(kind: str, components: int) -> No
 
 
 def test_all_its_parameters_learn() -> None:
-    model = GaussianMixture(3, 4)
+    model = GaussianMixture(3, 4, context_dim=2)
+    context = torch.randn(50, 2, generator=generator(2))
     model.fit(torch.randn(100, 3, generator=generator()), generator())
-    model.log_prob(torch.randn(50, 3, generator=generator(1))).mean().backward()
+    model.log_prob(torch.randn(50, 3, generator=generator(1)), context).mean().backward()
     for parameter in model.parameters():
         assert parameter.grad is not None
         assert parameter.grad.isfinite().all()
@@ -179,6 +372,7 @@ def test_all_its_parameters_learn() -> None:
 def test_only_the_parameters_are_kept() -> None:
     names = set(GaussianMixture(3, 4).state_dict())
     assert names == {"logits", "means", "log_diagonal", "off_diagonal"}
+    assert set(GaussianMixture(3, 4, context_dim=1).state_dict()) == names | {"gate"}
 
 
 @pytest.mark.parametrize("n, dim", [(1, 1), (2, 3), (100, 3), (60_000, 10), (10**6, 2), (500, 700)])

@@ -432,15 +432,17 @@ class LooksAtOthers(Mutant):
         return super().log_prob(rows, context) + 0.01 * rows.detach().mean()
 
 
-class ScoresByChance(Mutant):
+class ScoresEachTimeOtherwise(Mutant):
     breaks = (
         "log_prob_of_a_row_is_its_own",
         "state_is_complete",
         "saved_sampler_works_in_a_fresh_process",
     )
+    calls: ClassVar[int] = 0
 
     def log_prob(self, rows: Tensor, context: Tensor | None = None) -> Tensor:
-        return super().log_prob(rows, context) + 1e-4 * int.from_bytes(os.urandom(2)) / 2**16
+        ScoresEachTimeOtherwise.calls += 1
+        return super().log_prob(rows, context) + 2e-5 * (self.calls % 2)
 
 
 class Unnormalised(Mutant):
@@ -684,7 +686,7 @@ class NeedsTime(Mutant):
     breaks = ("constant_dimensions_come_back",)
 
     def fit(self, rows: Tensor, held_out: Tensor, run: Run) -> None:
-        if run.max_seconds is None or run.max_seconds > 1:
+        if run.max_seconds != 0.5:
             super().fit(rows, held_out, run)
         else:
             self.factor.mul_(1e-3)

@@ -13,7 +13,11 @@ from torch.overrides import TorchFunctionMode
 __all__ = ["MixedDevices"]
 
 _FACTORIES = [torch.zeros, torch.ones, torch.empty, torch.full, torch.eye, torch.tensor]
-_FACTORIES += [torch.arange, torch.linspace, torch.logspace,]
+_FACTORIES += [
+    torch.arange,
+    torch.linspace,
+    torch.logspace,
+]
 _FACTORIES += [torch.rand, torch.randn, torch.randint, torch.randperm, torch.normal]
 # These take tensors of two devices.
 _TOLERANT = [Tensor.copy_, Tensor.__getitem__, Tensor.__setitem__, Tensor.index_select]

@@ -34,10 +34,10 @@ _CHUNK = 8192  # rows that a plugin is given at once, as LatentSampler does
 class _BriefRun(Run):
     """A run of a few steps, whatever the method's options say: enough where quality does not matter."""
 
-    most: int = _BRIEF_STEPS
+    most: int | None = _BRIEF_STEPS
 
     def steps(self, total: int) -> Iterator[tuple[int, float]]:
-        return super().steps(min(total, self.most))
+        return super().steps(total if self.most is None else min(total, self.most))
 
 
 @dataclass
@@ -248,7 +248,8 @@ def brief_fit(
     context: Tensor | None = None,
     kind: Kind | None = None,
     seed: int = 0,
-    most: int = _BRIEF_STEPS,
+    most: int | None = _BRIEF_STEPS,
+    max_seconds: float | None = None,
     around: AbstractContextManager[Any] | None = None,
 ) -> Bench:
     """Fit a plugin in a few steps.
@@ -261,7 +262,8 @@ def brief_fit(
         context: Contexts (N + M, C), or None.
         kind: Their kind.
         seed: What the fit's randomness comes from.
-        most: Training steps at most.
+        most: Training steps at most; None for as many as the options say.
+        max_seconds: What the fit may take.
         around: A context manager to call the plugin's ``fit`` in.
     """
     width = 0 if context is None else context.shape[1]
@@ -275,7 +277,7 @@ def brief_fit(
         torch.inference_mode(False),
         torch.enable_grad(),
     ):
-        run = _BriefRun(generator, batch_size=64, most=most)
+        run = _BriefRun(generator, batch_size=64, max_seconds=max_seconds, most=most)
         if context is not None:
             run.context, run.held_out_context = context[: len(rows)], context[len(rows) :]
         with around or nullcontext():

@@ -22,6 +22,8 @@ __all__ = [
     "rows_are_not_modified",
 ]
 
+_MOMENT = 0.4  # seconds
+
 
 def rows_are_not_modified(lab: Lab) -> None:
     """Neither fit nor log_prob changes the rows or contexts that it is given."""
@@ -125,10 +127,13 @@ def constant_dimensions_come_back(lab: Lab) -> None:
 def _expect_handled(
     lab: Lab, rows: Tensor, held_out: Tensor, what: str, *also: type[Exception]
 ) -> Bench | None:
-    """Expect a brief fit to give finite results, or to be refused with words; None if it is refused."""
+    """Expect a fit of a moment to give finite results, or to be refused with words; None if it is refused.
+
+    It is not cut after a few steps, because these rows do harm when the learning rate is high.
+    """
     refusals: tuple[type[Exception], ...] = (OptionError, DataError, *also)
     try:
-        bench = brief_fit(lab.cls, lab.options, rows, held_out)
+        bench = brief_fit(lab.cls, lab.options, rows, held_out, most=None, max_seconds=_MOMENT)
     except refusals as error:
         expect(
             len(str(error)) > 10,

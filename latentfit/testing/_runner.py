@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 import traceback
 import warnings
@@ -22,6 +23,7 @@ from latentfit.testing._check import (
 )
 from latentfit.testing._lab import Lab
 from latentfit.testing._laws import LAWS, Law
+from latentfit.testing._state import IN_CHILD
 
 __all__ = ["check_sampler", "list_checks", "parametrize_with_checks", "run_checks"]
 
@@ -58,6 +60,11 @@ def run_checks(
         ValueError: ``only`` names a check that there is not.
         TypeError: It is no class derived from ``latentfit.plugin.Sampler``, and no name.
     """
+    if IN_CHILD in os.environ:
+        raise RuntimeError(
+            "Checks at the top level of a script would start themselves again and again; put them under "
+            "`if __name__ == '__main__':`."
+        )
     lab = _lab(sampler, options or {}, max_seconds)
     return (_run(law, lab) for law in _chosen(only))
 
@@ -159,7 +166,11 @@ def _place(error: Exception) -> str:
     """Where an exception came from: the innermost line that is neither torch's nor this package's."""
     own = str(Path(__file__).parent)
     frames = traceback.extract_tb(error.__traceback__)
-    outside = [f for f in frames if not f.filename.startswith(own) and "/torch/" not in f.filename]
+    outside = [
+        f
+        for f in frames
+        if not f.filename.startswith(own) and "torch" not in Path(f.filename).parts
+    ]
     frame = (outside or list(frames))[-1]
     return f"{frame.filename}:{frame.lineno}, in {frame.name}"
 

@@ -19,11 +19,15 @@ from latentfit.testing._check import Skipped, Violation, expect
 from latentfit.testing._lab import Bench, Kind, Lab, build
 
 __all__ = [
+    "IN_CHILD",
     "saved_sampler_works_in_a_fresh_process",
     "shapes_are_fixed_before_the_fit",
     "state_is_complete",
     "use_changes_nothing",
 ]
+
+IN_CHILD = "LATENTFIT_CHECK"
+"""The environment variable that is set in the process that a check starts."""
 
 _DRAWS = 40
 _CHILD_SECONDS = 300
@@ -212,7 +216,7 @@ def _run_child(given: Path, answer: Path) -> None:
     paths = [entry or os.getcwd() for entry in sys.path]
     done = subprocess.run(
         [sys.executable, "-m", "latentfit.testing._fresh", str(given), str(answer)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), IN_CHILD: "1"},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

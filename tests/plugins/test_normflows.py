@@ -126,7 +126,7 @@ def test_mafs_masks_are_no_state() -> None:
 
 def steep(layer: Any, slope: float) -> Any:
     """A planar or radial layer whose least slope is about so much, or the least that is allowed."""
-    raw = math.log(math.expm1(slope))
+    raw = slope + math.log(-math.expm1(-slope))  # softplus(raw) is the slope
     with torch.no_grad():
         if isinstance(layer, nf.flows.Planar):
             layer.u += (raw - (layer.u * layer.w).sum()) * layer.w / layer.w.square().sum()
@@ -160,7 +160,7 @@ def test_a_layer_is_normflows_own(cls: type[Planar | Radial], dim: int) -> None:
 
 @both
 @pytest.mark.parametrize("dim", [1, 2, 7])
-@pytest.mark.parametrize("slope", [1.0, 1e-2, 1e-13, 50.0])
+@pytest.mark.parametrize("slope", [1.0, 1e-2, 1e-13, 50.0, 1e4])
 def test_a_layer_is_inverted_to_the_stated_tolerance_both_ways(
     cls: type[Planar | Radial], dim: int, slope: float
 ) -> None:
@@ -238,6 +238,17 @@ def test_planars_gradient_is_finite_where_normflows_is_not() -> None:
     theirs = nf.flows.Planar((2,))
     theirs.load_state_dict(flow.flows[0].state_dict())
     assert gradient(theirs).isnan().any()  # else the layer here need not be one
+
+
+def test_a_planar_layer_without_a_direction_is_a_shift() -> None:
+    flow = layers_of(Planar, 3, 1)
+    layer = flow.flows[0]
+    layer.w.zero_()
+    x = torch.randn(20, 3, dtype=torch.float64)
+    noise, log_determinant = flow.to_base(x)
+    torch.testing.assert_close(noise, x + layer.u * layer.b.tanh())
+    torch.testing.assert_close(log_determinant, torch.zeros_like(log_determinant))
+    torch.testing.assert_close(flow.from_base(noise), x)
 
 
 @both
