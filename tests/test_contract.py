@@ -3,12 +3,10 @@
 from collections.abc import Callable
 from typing import Any
 
-import pytest
-
 from latentfit import list_samplers
 from latentfit.testing import parametrize_with_checks
 
-# Small and short, as far as the quality that a check asks for allows; what is not named stands at its default.
+# As small and short as the quality that a check asks for allows; what is not named stands at its default.
 OPTIONS: dict[str, dict[str, Any]] = {
     "flow-matching": {"hidden": 64, "blocks": 2, "steps": 400},
     "gan": {"hidden": (128, 128), "steps": 200},

@@ -844,6 +844,8 @@ def test_a_mutant_fails_its_checks_and_no_other(
         if result.status == "failed"
     }
     assert failed.keys() == breaks & names, failed
+    if "saved_sampler_works_in_a_fresh_process" in failed:  # and not because the process ended
+        assert "bit for bit" in failed["saved_sampler_works_in_a_fresh_process"]
     assert all(
         message.startswith(("Expected ", "DensityUnavailable", "PluginLoadError", "TypeError"))
         for message in failed.values()
@@ -985,6 +987,27 @@ def test_a_users_own_ctrl_c_ends_the_checks(monkeypatch: pytest.MonkeyPatch) -> 
     for name in ("seed_decides_the_samples", "few_rows_are_handled"):
         with pytest.raises(KeyboardInterrupt):
             list(run_checks(Honest, only=[name]))
+
+
+@pytest.mark.usefixtures("_quick")
+def test_what_the_caller_has_set_changes_nothing() -> None:
+    torch.set_default_dtype(torch.float64)
+    torch.set_default_device("meta")
+    try:
+        with torch.no_grad():
+            check_sampler(Honest)
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
+
+
+def test_a_script_that_checks_at_its_top_level_does_not_start_itself_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("LATENTFIT_CHECK", "1")  # as in the process that a check starts
+    with pytest.raises(RuntimeError, match="if __name__ == '__main__':"):
+        run_checks(Honest)
+    parametrize_with_checks([Honest])  # a test's module does this where it is imported
 
 
 GPU_SAFE: dict[str, Callable[[Tensor, torch.Generator], object]] = {

@@ -11,8 +11,9 @@ from torch import Tensor
 from latentfit.errors import OptionError
 from latentfit.testing import _data
 from latentfit.testing._check import Skipped, Violation, expect
+from latentfit.testing._fitted import Fitted, Kind
 from latentfit.testing._integral import integral
-from latentfit.testing._lab import Bench, Kind, Lab
+from latentfit.testing._lab import Lab
 
 __all__ = [
     "classes_are_honoured",
@@ -69,12 +70,12 @@ def conditions_are_declared(lab: Lab) -> None:
 
 def classes_are_honoured(lab: Lab) -> None:
     """Samples of a class lie at that class's rows, row by row, and the density knows the classes."""
-    bench = _conditioned(lab, "classes")
+    fitted = _conditioned(lab, "classes")
     centres = _centres()
     n = 900
     asked = torch.arange(n) % len(centres)
     for order in (asked, asked.sort().values):
-        drawn = bench.draw(n, seed=1, context=torch.eye(len(centres))[order])
+        drawn = fitted.draw(n, seed=1, context=torch.eye(len(centres))[order])
         nearest = torch.cdist(drawn, centres).argmin(dim=1)
         share = float((nearest == order).float().mean())
         expect(
@@ -91,8 +92,8 @@ def classes_are_honoured(lab: Lab) -> None:
         )
     if lab.cls.has_density:
         context = torch.eye(len(centres))
-        right = bench.score_plainly(centres, context)
-        wrong = bench.score_plainly(centres, context.roll(1, dims=0))
+        right = fitted.score(centres, context)
+        wrong = fitted.score(centres, context.roll(1, dims=0))
         expect(
             bool((right > wrong + 1).all()),
             f"Expected {lab.cls.__name__}.log_prob to be higher for a row of the class than for "
@@ -103,14 +104,14 @@ def classes_are_honoured(lab: Lab) -> None:
 
 def vectors_are_honoured(lab: Lab) -> None:
     """The mean of samples follows a condition of real numbers, row by row."""
-    bench = _conditioned(lab, "vector")
+    fitted = _conditioned(lab, "vector")
     latents, condition = _data.line(2400, seed=4)
     values = torch.tensor([-1.5, 0.0, 1.5])
     n = 900
     asked = values[torch.arange(n) % 3][:, None]
     context = (asked - condition.mean()) / condition.std(correction=0)
     expected = (values[:, None] @ _data.SLOPE - latents.mean(0)) / latents.std(0, correction=0)
-    drawn = bench.draw(n, seed=1, context=context)
+    drawn = fitted.draw(n, seed=1, context=context)
     for k, value in enumerate(values.tolist()):
         gap = float((drawn[k::3].mean(0) - expected[k]).abs().max())
         expect(
@@ -129,11 +130,11 @@ def conditional_log_prob_integrates_to_one(lab: Lab) -> None:
     if not lab.kinds:
         raise Skipped(f"{lab.label} can't be conditioned.")
     for kind in lab.kinds:
-        bench = _conditioned(lab, kind)
+        fitted = _conditioned(lab, kind)
         contexts = torch.eye(3) if kind == "classes" else torch.tensor([[-1.3], [0.0], [1.3]])
         for context in contexts:
-            near = None if kind == "classes" else bench.rows[_is_near(context)]
-            mass = integral(bench, context, near)
+            near = None if kind == "classes" else fitted.rows[_is_near(context)]
+            mass = integral(fitted, context, near)
             expect(
                 0.98 < mass < 1.02,
                 f"Expected the density of {lab.cls.__name__} under each condition to integrate to "
@@ -141,7 +142,7 @@ def conditional_log_prob_integrates_to_one(lab: Lab) -> None:
             )
 
 
-def _conditioned(lab: Lab, kind: Kind) -> Bench:
+def _conditioned(lab: Lab, kind: Kind) -> Fitted:
     if kind not in lab.kinds:
         raise Skipped(f"{lab.label} can't be conditioned on {kind!r}.")
     return lab.by_class() if kind == "classes" else lab.by_vector()

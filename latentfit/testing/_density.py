@@ -10,8 +10,9 @@ from torch import Tensor
 from latentfit.errors import DensityUnavailable
 from latentfit.sampler_base import Sampler
 from latentfit.testing._check import Skipped, Violation, expect
+from latentfit.testing._fitted import Fitted
 from latentfit.testing._integral import Chart, integral
-from latentfit.testing._lab import Bench, Lab
+from latentfit.testing._lab import Lab
 
 __all__ = [
     "has_density_tells_the_truth",
@@ -27,7 +28,7 @@ _CELLS = 10  # per axis
 
 def has_density_tells_the_truth(lab: Lab) -> None:
     """With has_density, log_prob works; without it, log_prob raises DensityUnavailable."""
-    bench, name = lab.brief(), lab.cls.__name__
+    fitted, name = lab.brief(), lab.cls.__name__
     declared = lab.cls.has_density
     expect(
         isinstance(declared, bool),
@@ -38,10 +39,10 @@ def has_density_tells_the_truth(lab: Lab) -> None:
             lab.cls.log_prob is not Sampler.log_prob,
             f"Expected {name} to implement log_prob, because has_density is True; it does not.",
         )
-        bench.score_plainly(bench.rows[:5])
+        fitted.score(fitted.rows[:5])
         return
     try:
-        bench.score_plainly(bench.rows[:5])
+        fitted.score(fitted.rows[:5])
     except DensityUnavailable:
         return
     except Exception as error:
@@ -57,10 +58,10 @@ def has_density_tells_the_truth(lab: Lab) -> None:
 
 def log_prob_has_shape_and_dtype(lab: Lab) -> None:
     """log_prob(rows) gives finite float32 nats (n,) for training, held-out and drawn rows."""
-    bench, name = _with_density(lab, lab.brief()), lab.cls.__name__
-    for rows in (bench.rows[:1], bench.rows, bench.held_out, bench.draw(50, seed=9)):
+    fitted, name = _with_density(lab, lab.brief()), lab.cls.__name__
+    for rows in (fitted.rows[:1], fitted.rows, fitted.held_out, fitted.draw(50, seed=9)):
         with torch.no_grad():
-            values = bench.plugin.log_prob(rows.clone())
+            values = fitted.plugin.log_prob(rows.clone())
         n = len(rows)
         expect(
             values.shape == (n,),
@@ -80,21 +81,21 @@ def log_prob_has_shape_and_dtype(lab: Lab) -> None:
 
 def log_prob_of_a_row_is_its_own(lab: Lab) -> None:
     """The density of a row depends on no other row, not on their number or order, and not on chance."""
-    bench, name = _with_density(lab, lab.brief()), lab.cls.__name__
-    rows = bench.rows[:60]
-    together = bench.score_plainly(rows)
+    fitted, name = _with_density(lab, lab.brief()), lab.cls.__name__
+    rows = fitted.rows[:60]
+    together = fitted.score(rows)
     expect(
-        torch.equal(together, bench.score_plainly(rows)),
+        torch.equal(together, fitted.score(rows)),
         f"Expected {name}.log_prob to give the same bits for the same rows; a second call gave "
         "others. What is drawn in it has to be drawn in fit or build, and kept.",
     )
     backwards = torch.arange(len(rows) - 1, -1, -1)
-    far = torch.cat([rows, torch.full((1, bench.dim), 30.0)])
+    far = torch.cat([rows, torch.full((1, fitted.dim), 30.0)])
     for others, values in {
-        "alone": torch.cat([bench.score_plainly(row) for row in rows.split(1)]),
-        "in chunks of 7": torch.cat([bench.score_plainly(part) for part in rows.split(7)]),
-        "in reverse order": bench.score_plainly(rows[backwards])[backwards],
-        "next to an outlier": bench.score_plainly(far)[:-1],
+        "alone": torch.cat([fitted.score(row) for row in rows.split(1)]),
+        "in chunks of 7": torch.cat([fitted.score(part) for part in rows.split(7)]),
+        "in reverse order": fitted.score(rows[backwards])[backwards],
+        "next to an outlier": fitted.score(far)[:-1],
     }.items():
         gap = float(((values - together).abs() / (1 + together.abs())).max())
         expect(
@@ -107,9 +108,9 @@ def log_prob_of_a_row_is_its_own(lab: Lab) -> None:
 
 def log_prob_has_the_right_gradient(lab: Lab) -> None:
     """log_prob is differentiable in the rows, and its gradient is that of finite differences."""
-    bench, name = _with_density(lab, lab.full()), lab.cls.__name__
-    rows = bench.rows[:200].clone().requires_grad_()
-    values = bench.score(rows)
+    fitted, name = _with_density(lab, lab.full()), lab.cls.__name__
+    rows = fitted.rows[:200].clone().requires_grad_()
+    values = fitted.score_with_gradients(rows)
     expect(
         values.requires_grad,
         f"Expected {name}.log_prob to be differentiable in the rows; its result needs no "
@@ -118,12 +119,10 @@ def log_prob_has_the_right_gradient(lab: Lab) -> None:
     (gradient,) = torch.autograd.grad(values.sum(), rows)
     step = 2e-3
     numerical = torch.empty_like(gradient)
-    for column in range(bench.dim):
-        shift = torch.zeros(bench.dim)
+    for column in range(fitted.dim):
+        shift = torch.zeros(fitted.dim)
         shift[column] = step
-        difference = bench.score_plainly(rows.detach() + shift) - bench.score_plainly(
-            rows.detach() - shift
-        )
+        difference = fitted.score(rows.detach() + shift) - fitted.score(rows.detach() - shift)
         numerical[:, column] = difference / (2 * step)
     gap = (gradient - numerical).abs() / (0.2 + numerical.abs())
     wrong = float((gap > 0.05).float().mean())
@@ -148,10 +147,10 @@ def log_prob_integrates_to_one(lab: Lab) -> None:
 
 def log_prob_agrees_with_samples(lab: Lab) -> None:
     """How often samples fall into the cells of a grid is what the density says."""
-    bench = _with_density(lab, lab.full())
+    fitted = _with_density(lab, lab.full())
     n, points = 5000, 8
-    chart = Chart(bench)
-    index = (chart.locate(bench.draw(n, seed=11)) * _CELLS).long().clamp(0, _CELLS - 1)
+    chart = Chart(fitted)
+    index = (chart.locate(fitted.draw(n, seed=11)) * _CELLS).long().clamp(0, _CELLS - 1)
     counts = (index[:, 0] * _CELLS + index[:, 1]).bincount(minlength=_CELLS**2)
     masses = chart.masses(_CELLS * points).view(_CELLS, points, _CELLS, points).sum(dim=(1, 3))
     said = (masses / masses.sum()).reshape(-1)
@@ -168,10 +167,10 @@ def log_prob_agrees_with_samples(lab: Lab) -> None:
     )
 
 
-def _with_density(lab: Lab, bench: Bench) -> Bench:
+def _with_density(lab: Lab, fitted: Fitted) -> Fitted:
     if not lab.cls.has_density:
         raise Skipped(f"{lab.label} has no density.")
-    return bench
+    return fitted
 
 
 def _listed(values: Tensor) -> str:

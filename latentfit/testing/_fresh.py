@@ -13,14 +13,13 @@ import torch
 from latentfit.loading import load_sampler
 from latentfit.options import resolve_options
 from latentfit.persistence import read_tensors, write_tensors
+from latentfit.testing._fitted import Fitted, build
 
 __all__ = ["main"]
 
 
 def main(given: str, answer: str) -> None:
     """Read a state and its header from the file given, and write what the sampler draws and scores."""
-    from latentfit.testing._lab import Bench, build
-
     tensors, header = read_tensors(given)
     torch.set_num_threads(header["threads"])
     cls, n = _find(header), header["draws"]
@@ -41,10 +40,10 @@ def main(given: str, answer: str) -> None:
         )
         plugin.requires_grad_(False).eval()
         rows, context = tensors[f"{index}.rows"], tensors.get(f"{index}.context")
-        bench = Bench(plugin, rows, rows[:0], {}, {}, [])
-        results[f"{index}.draws"] = bench.draw(n, seed=3, context=context)
+        fitted = Fitted(plugin, rows, rows[:0], {}, {}, [])
+        results[f"{index}.draws"] = fitted.draw(n, seed=3, context=context)
         if cls.has_density:
-            results[f"{index}.scores"] = bench.score_plainly(rows, context)
+            results[f"{index}.scores"] = fitted.score(rows, context)
     if header["sampler"] is not None:
         sampler = load_sampler(header["sampler"])
         results["user.draws"] = sampler.sample(n, seed=3)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from latentfit.testing._lab import Bench
+from latentfit.testing._fitted import Fitted
 
 __all__ = ["Chart", "integral"]
 
@@ -20,16 +20,16 @@ class Chart:
     integrated, however far its tails, and most points lie where it is not small.
 
     Args:
-        bench: A sampler of one or two columns.
+        fitted: A sampler of one or two columns.
         context: One context (C,) for all rows.
         rows: Where the mass is expected, (n, D); None means where the training rows are.
     """
 
     def __init__(
-        self, bench: Bench, context: Tensor | None = None, rows: Tensor | None = None
+        self, fitted: Fitted, context: Tensor | None = None, rows: Tensor | None = None
     ) -> None:
-        self._bench, self._context = bench, context
-        rows = (bench.rows if rows is None else rows).double()
+        self._bench, self._context = fitted, context
+        rows = (fitted.rows if rows is None else rows).double()
         self._mean: Tensor = rows.mean(0)
         covariance = torch.atleast_2d(rows.T.cov())
         self._factor: Tensor = _SCALE * torch.linalg.cholesky(covariance)
@@ -48,20 +48,20 @@ class Chart:
         rows = (self._mean + square.logit() @ self._factor.T).float()
         volume = self._factor.diagonal().log().sum() - (square * (1 - square)).log().sum(1)
         context = None if self._context is None else self._context.expand(len(rows), -1)
-        density = self._bench.score_plainly(rows, context).double()
+        density = self._bench.score(rows, context).double()
         masses: Tensor = ((density + volume).exp() / len(rows)).view([points] * dim)
         return masses
 
 
-def integral(bench: Bench, context: Tensor | None = None, rows: Tensor | None = None) -> float:
+def integral(fitted: Fitted, context: Tensor | None = None, rows: Tensor | None = None) -> float:
     """Integrate a density over all rows, with a closer grid if a first one does not give 1.
 
     Args:
-        bench: A sampler of one or two columns.
+        fitted: A sampler of one or two columns.
         context: One context (C,).
         rows: Where the mass is expected, (n, D); None means where the training rows are.
     """
-    chart = Chart(bench, context, rows)
-    points = _POINTS[bench.dim]
+    chart = Chart(fitted, context, rows)
+    points = _POINTS[fitted.dim]
     first = float(chart.masses(points).sum())
     return first if abs(first - 1) < 0.01 else float(chart.masses(2 * points).sum())

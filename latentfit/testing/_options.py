@@ -14,7 +14,8 @@ from latentfit.fit import fit_latent_sampler
 from latentfit.options import Interval, describe_options, resolve_options
 from latentfit.testing import _data
 from latentfit.testing._check import Violation, expect
-from latentfit.testing._lab import Lab, brief_fit
+from latentfit.testing._fitted import brief_fit
+from latentfit.testing._lab import Lab
 from latentfit.testing._world import expect_same, random_states
 
 __all__ = ["constructor_only_stores", "options_are_declared", "options_work_within_their_ranges"]
@@ -95,17 +96,16 @@ def options_work_within_their_ranges(lab: Lab) -> None:
             chosen = {**given, option.name: value}
             what = f"{option.name}={value!r}"
             try:
-                bench = brief_fit(lab.cls, chosen, rows[:60], rows[60:], most=3)
+                fitted = brief_fit(lab.cls, chosen, rows[:60], rows[60:], most=3)
             except (OptionError, DataError, DivergenceError):
                 continue
             except Exception as error:
                 raise Violation(
                     f"Expected {what}, which the option's type allows ({option.expects}), to work "
                     f"or to be refused by an OptionError; got {type(error).__name__}: {error}. "
-                    "Narrow it, as with "
-                    "Annotated[..., Interval(...)], or check it in build."
+                    "Narrow it, as with Annotated[..., Interval(...)], or check it in build."
                 ) from error
-            drawn = bench.draw(8)
+            drawn = fitted.draw(8)
             expect(
                 drawn.shape == (8, 3) and bool(drawn.isfinite().all()),
                 f"Expected finite rows (8, 3) with {what}, which the option's type allows "
@@ -135,7 +135,8 @@ def _extremes(annotation: Any) -> list[Any]:
     candidates = [interval.low, interval.low + 1, -1, 0]
     if annotation is float:
         candidates = [interval.low, interval.high, -1, 0]
-    return sorted({annotation(c) for c in candidates if abs(c) < 1e9 and c in interval})
+    values = {annotation(c) for c in candidates if abs(c) < 1e9}
+    return sorted(value for value in values if value in interval)
 
 
 def _with(annotation: Any, interval: Interval) -> Any:

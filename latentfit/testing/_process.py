@@ -16,7 +16,8 @@ from torch.overrides import TorchFunctionMode
 from latentfit.testing import _data
 from latentfit.testing._check import Violation, expect
 from latentfit.testing._devices import MixedDevices
-from latentfit.testing._lab import Bench, Lab, brief_fit
+from latentfit.testing._fitted import Fitted, brief_fit
+from latentfit.testing._lab import Lab
 from latentfit.testing._world import expect_same, random_states, settings
 
 __all__ = [
@@ -35,7 +36,7 @@ _SLACK = 2.5
 def process_is_left_as_it_was(lab: Lab) -> None:
     """Threads, defaults, environment, working directory and global random numbers are left alone."""
     name = lab.cls.__name__
-    bench = (
+    fitted = (
         lab.brief()
     )  # what importing a library changes at its first use is not the sampler's doing
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
@@ -43,13 +44,13 @@ def process_is_left_as_it_was(lab: Lab) -> None:
         expect_same(watch.before, watch.after, f"{name}.fit")
         before = settings()
         with torch.no_grad():
-            drawn = bench.draw(5)
+            drawn = fitted.draw(5)
         expect_same(before, settings(), f"{name}.sample")
         if lab.cls.has_density:
             before = (
                 settings() | random_states()
             )  # latentfit gives random states back around fit and sample
-            bench.score_plainly(drawn)
+            fitted.score(drawn)
             expect_same(before, settings() | random_states(), f"{name}.log_prob")
 
 
@@ -110,39 +111,40 @@ def history_and_facts_can_be_saved(lab: Lab) -> None:
     """run.log got finite numbers, as many of each, and run.facts holds JSON values."""
     name = lab.cls.__name__
     for kind in (None, *lab.kinds):
-        bench = lab.brief(kind)
-        lengths = {key: len(values) for key, values in bench.history.items()}
+        fitted = lab.brief(kind)
+        lengths = {key: len(values) for key, values in fitted.history.items()}
         expect(
             len(set(lengths.values())) <= 1,
             f"Expected {name}.fit to log the same names each time; the curves have lengths {lengths}.",
         )
-        for key, values in bench.history.items():
-            wrong = [v for v in values if type(v) not in (int, float) or not math.isfinite(v)]
+        curves: dict[str, list[Any]] = dict(fitted.history)
+        for key, values in curves.items():
+            wrong = [v for v in values if not isinstance(v, float | int) or not math.isfinite(v)]
             expect(
                 not wrong,
                 f"Expected {name}.fit to log finite floats; {key!r} holds {wrong[:1]}. Convert "
                 "with float(), and raise DivergenceError where training leaves the finite numbers.",
             )
         try:
-            json.dumps(bench.facts, allow_nan=False)
+            json.dumps(fitted.facts, allow_nan=False)
         except (TypeError, ValueError) as error:
             raise Violation(
-                f"Expected {name}.fit to put JSON values into run.facts; got {bench.facts} ({error})."
+                f"Expected {name}.fit to put JSON values into run.facts; got {fitted.facts} ({error})."
             ) from error
 
 
 def nothing_is_warned_of(lab: Lab) -> None:
     """On ordinary rows, neither fit nor sample nor log_prob warns."""
-    bench, name = lab.brief(), lab.cls.__name__
+    fitted, name = lab.brief(), lab.cls.__name__
     expect(
-        not bench.warnings,
-        f"Expected {name} to fit ordinary rows without a warning; got {'; '.join(bench.warnings[:3])}.",
+        not fitted.warnings,
+        f"Expected {name} to fit ordinary rows without a warning; got {'; '.join(fitted.warnings[:3])}.",
     )
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        drawn = bench.draw(20)
+        drawn = fitted.draw(20)
         if lab.cls.has_density:
-            bench.score(drawn)
+            fitted.score_with_gradients(drawn)
     expect(
         not caught,
         f"Expected {name} to draw and score without a warning; got "
@@ -153,13 +155,15 @@ def nothing_is_warned_of(lab: Lab) -> None:
 def tensors_of_one_device_are_used_together(lab: Lab) -> None:
     """On a GPU, fit, sample and log_prob would mix no tensors of the CPU with the rows."""
     name = lab.cls.__name__
-    bench = lab.brief()
+    fitted = lab.brief()
     uses: dict[str, Callable[[TorchFunctionMode], object]] = {
         "fit": lambda mode: _fit_again(lab, mode),
-        "sample": lambda mode: _within(mode, lambda: bench.draw(5)),
+        "sample": lambda mode: _within(mode, lambda: fitted.draw(5)),
     }
     if lab.cls.has_density:
-        uses["log_prob"] = lambda mode: _within(mode, lambda: bench.score(bench.rows[:5]))
+        uses["log_prob"] = lambda mode: _within(
+            mode, lambda: fitted.score_with_gradients(fitted.rows[:5])
+        )
     for what, use in uses.items():
         use(mode := MixedDevices())
         expect(
@@ -209,9 +213,9 @@ def _within(mode: TorchFunctionMode, action: Callable[[], object]) -> None:
         action()
 
 
-def _fit_again(lab: Lab, around: Any) -> Bench:
+def _fit_again(lab: Lab, around: Any) -> Fitted:
     """Fit as lab.brief() was fitted, with the plugin's fit inside a context manager."""
-    bench = lab.brief()
+    fitted = lab.brief()
     return brief_fit(
-        lab.cls, lab.options, bench.rows.clone(), bench.held_out.clone(), around=around
+        lab.cls, lab.options, fitted.rows.clone(), fitted.held_out.clone(), around=around
     )

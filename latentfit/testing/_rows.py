@@ -8,8 +8,9 @@ from torch import Tensor
 from latentfit.errors import DataError, DivergenceError, OptionError
 from latentfit.testing import _data
 from latentfit.testing._check import Violation, expect
+from latentfit.testing._fitted import Fitted, brief_fit
 from latentfit.testing._integral import integral
-from latentfit.testing._lab import Bench, Lab, brief_fit
+from latentfit.testing._lab import Lab
 
 __all__ = [
     "constant_dimensions_come_back",
@@ -32,14 +33,14 @@ def rows_are_not_modified(lab: Lab) -> None:
         rows = _data.standardised(_data.correlated(130, 3, seed=1))
         context = lab.contexts(len(rows), kind) if kind else None
         copies = rows.clone(), None if context is None else context.clone()
-        bench = brief_fit(
+        fitted = brief_fit(
             lab.cls, lab.options, rows[:100], rows[100:], context=context, kind=kind, most=3
         )
         _expect_unchanged(f"{name}.fit", rows, context, copies)
-        bench.draw(len(rows), context=context)
+        fitted.draw(len(rows), context=context)
         if lab.cls.has_density:
             with torch.no_grad():
-                bench.plugin.log_prob(rows, *(() if context is None else (context,)))
+                fitted.plugin.log_prob(rows, *(() if context is None else (context,)))
         _expect_unchanged(f"{name}'s sample or log_prob", rows, context, copies)
 
 
@@ -48,8 +49,8 @@ def fit_needs_no_held_out_rows(lab: Lab) -> None:
     rows = _data.standardised(_data.correlated(200, 3, seed=13))
     for kind in (None, *lab.kinds):
         context = lab.contexts(len(rows), kind) if kind else None
-        bench = brief_fit(lab.cls, lab.options, rows, rows[:0], context=context, kind=kind)
-        _expect_finite(lab, bench, "without held-out rows", context)
+        fitted = brief_fit(lab.cls, lab.options, rows, rows[:0], context=context, kind=kind)
+        _expect_finite(lab, fitted, "without held-out rows", context)
 
 
 def few_rows_are_handled(lab: Lab) -> None:
@@ -63,9 +64,9 @@ def few_rows_are_handled(lab: Lab) -> None:
 def one_dimension_is_handled(lab: Lab) -> None:
     """Rows of one column work, with a density that integrates to 1, or are refused by an OptionError."""
     rows = _data.standardised(_data.mixture(400, seed=15)[:, :1])
-    bench = _expect_handled(lab, rows[:360], rows[360:], "rows of one column")
-    if bench is not None and lab.cls.has_density:
-        mass = integral(bench)
+    fitted = _expect_handled(lab, rows[:360], rows[360:], "rows of one column")
+    if fitted is not None and lab.cls.has_density:
+        mass = integral(fitted)
         expect(
             0.98 < mass < 1.02,
             f"Expected the density of {lab.cls.__name__} in one dimension to integrate to 1; got "
@@ -126,14 +127,14 @@ def constant_dimensions_come_back(lab: Lab) -> None:
 
 def _expect_handled(
     lab: Lab, rows: Tensor, held_out: Tensor, what: str, *also: type[Exception]
-) -> Bench | None:
+) -> Fitted | None:
     """Expect a fit of a moment to give finite results, or to be refused with words; None if it is refused.
 
     It is not cut after a few steps, because these rows do harm when the learning rate is high.
     """
     refusals: tuple[type[Exception], ...] = (OptionError, DataError, *also)
     try:
-        bench = brief_fit(lab.cls, lab.options, rows, held_out, most=None, max_seconds=_MOMENT)
+        fitted = brief_fit(lab.cls, lab.options, rows, held_out, most=None, max_seconds=_MOMENT)
     except refusals as error:
         expect(
             len(str(error)) > 10,
@@ -146,23 +147,23 @@ def _expect_handled(
             f"Expected {lab.cls.__name__} to handle {what}, or to refuse it by an OptionError or "
             f"a DataError; got {type(error).__name__}: {error}"
         ) from error
-    _expect_finite(lab, bench, f"after a fit to {what}")
-    return bench
+    _expect_finite(lab, fitted, f"after a fit to {what}")
+    return fitted
 
 
-def _expect_finite(lab: Lab, bench: Bench, when: str, context: Tensor | None = None) -> None:
+def _expect_finite(lab: Lab, fitted: Fitted, when: str, context: Tensor | None = None) -> None:
     n = 100 if context is None else min(100, len(context))
     given = None if context is None else context[:n]
-    drawn = bench.draw(n, context=given)
+    drawn = fitted.draw(n, context=given)
     bad = int((~drawn.isfinite()).any(dim=1).sum())
     expect(
-        drawn.shape == (n, bench.dim) and bad == 0,
-        f"Expected finite samples ({n}, {bench.dim}) of {lab.cls.__name__} {when}; got "
+        drawn.shape == (n, fitted.dim) and bad == 0,
+        f"Expected finite samples ({n}, {fitted.dim}) of {lab.cls.__name__} {when}; got "
         f"{tuple(drawn.shape)}, and {bad} rows hold NaN or infinity.",
     )
     if lab.cls.has_density:
-        scored = bench.rows[:n] if context is not None else torch.cat([bench.rows[:n], drawn])
-        scores = bench.score_plainly(scored, None if context is None else context[: len(scored)])
+        scored = fitted.rows[:n] if context is not None else torch.cat([fitted.rows[:n], drawn])
+        scores = fitted.score(scored, None if context is None else context[: len(scored)])
         bad = int((~scores.isfinite()).sum())
         expect(
             bad == 0,

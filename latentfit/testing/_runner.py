@@ -11,16 +11,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from latentfit.errors import PluginLoadError
 from latentfit.options import resolve_options
+from latentfit.randomness import plugin_defaults
 from latentfit.registry import load_sampler_class
 from latentfit.sampler_base import Sampler
-from latentfit.testing._check import (
-    CheckFailed,
-    CheckResult,
-    Skipped,
-    Violation,
-)
+from latentfit.testing._check import CheckFailed, CheckResult, Skipped, Violation
 from latentfit.testing._lab import Lab
 from latentfit.testing._laws import LAWS, Law
 from latentfit.testing._state import IN_CHILD
@@ -128,16 +126,18 @@ class _Call:
         __tracebackhide__ = True  # pytest shows the message, not this
         import pytest
 
+        failure: Violation | Skipped
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                self._law(self._lab)
-        except Skipped as reason:
-            pytest.skip(str(reason))
-        except Violation as violation:
-            if violation.__cause__ is not None:  # the sampler's own error, with its traceback
+            _apply(self._law, self._lab)
+        except (Violation, Skipped) as raised:
+            if raised.__cause__ is not None:  # the sampler's own error, with its traceback
                 raise
-            pytest.fail(str(violation), pytrace=False)
+            failure = raised
+        else:
+            return
+        if isinstance(failure, Skipped):
+            pytest.skip(str(failure))
+        pytest.fail(str(failure), pytrace=False)
 
     def __repr__(self) -> str:
         return f"<{self._law.__name__} of {self._lab.label}>"
@@ -149,17 +149,27 @@ def _run(law: Law, lab: Lab) -> CheckResult:
     def result(status: Any, message: str = "") -> CheckResult:
         return CheckResult(law.__name__, status, time.monotonic() - started, message)
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # one check is about them, and it catches them itself
-        try:
-            law(lab)
-        except Skipped as reason:
-            return result("skipped", str(reason))
-        except Violation as violation:
-            return result("failed", str(violation))
-        except Exception as error:
-            return result("failed", f"{type(error).__name__}: {error} ({_place(error)})")
+    try:
+        _apply(law, lab)
+    except Skipped as reason:
+        return result("skipped", str(reason))
+    except Violation as violation:
+        return result("failed", str(violation))
+    except Exception as error:
+        return result("failed", f"{type(error).__name__}: {error} ({_place(error)})")
     return result("passed")
+
+
+def _apply(law: Law, lab: Lab) -> None:
+    """Apply a law, whatever the caller has set: gradients, defaults, warnings as errors."""
+    with (
+        warnings.catch_warnings(),
+        plugin_defaults(torch.device("cpu")),
+        torch.inference_mode(False),
+        torch.enable_grad(),
+    ):
+        warnings.simplefilter("ignore")  # one check is about them, and it catches them itself
+        law(lab)
 
 
 def _place(error: Exception) -> str:

@@ -12,7 +12,8 @@ from torch import Tensor
 from latentfit.metrics import c2st
 from latentfit.testing import _data
 from latentfit.testing._check import expect
-from latentfit.testing._lab import Bench, Lab
+from latentfit.testing._fitted import Fitted
+from latentfit.testing._lab import Lab
 
 __all__ = [
     "fit_is_reproducible",
@@ -28,19 +29,19 @@ _AUC_BAR = 0.6
 
 def samples_have_shape_and_dtype(lab: Lab) -> None:
     """sample(n, generator) gives finite float32 rows (n, D), for one row and for many."""
-    bench = lab.brief()
+    fitted = lab.brief()
     for n in (1, 2, 100):
-        _expect_rows(lab, bench.draw_plainly(n), n, bench.dim)
+        _expect_rows(lab, fitted.draw_raw(n), n, fitted.dim)
     for kind in lab.kinds:
         for n in (1, 100):
-            drawn = lab.brief(kind).draw_plainly(n, context=lab.contexts(n, kind))
-            _expect_rows(lab, drawn, n, bench.dim)
+            drawn = lab.brief(kind).draw_raw(n, context=lab.contexts(n, kind))
+            _expect_rows(lab, drawn, n, fitted.dim)
 
 
 def seed_decides_the_samples(lab: Lab) -> None:
     """The same seed draws the same bits, and another seed draws others."""
-    bench, name = lab.brief(), lab.cls.__name__
-    one, again, other = bench.draw(50, seed=1), bench.draw(50, seed=1), bench.draw(50, seed=2)
+    fitted, name = lab.brief(), lab.cls.__name__
+    one, again, other = fitted.draw(50, seed=1), fitted.draw(50, seed=1), fitted.draw(50, seed=2)
     expect(
         torch.equal(one, again),
         f"Expected {name}.sample to draw the same bits from generators of one seed; they differ by up to "
@@ -77,9 +78,9 @@ def fit_is_reproducible(lab: Lab) -> None:
 
 def small_draws_are_like_large_ones(lab: Lab) -> None:
     """Many draws of one to four rows have the distribution of one large draw."""
-    bench = lab.brief()
-    small = torch.cat(bench.draws([1] * 100 + [4] * 50, seed=5))
-    distance, bar = _data.kolmogorov_smirnov(small, bench.draw(2000, seed=6))
+    fitted = lab.brief()
+    small = torch.cat(fitted.draws([1] * 100 + [4] * 50, seed=5))
+    distance, bar = _data.kolmogorov_smirnov(small, fitted.draw(2000, seed=6))
     expect(
         distance < bar,
         f"Expected {lab.cls.__name__}.sample to draw each row alike, however many it draws; 150 "
@@ -112,17 +113,17 @@ def rows_of_a_draw_are_independent(lab: Lab) -> None:
 
 def samples_follow_the_data(lab: Lab) -> None:
     """A classifier hardly tells samples from fresh data of a mixture in the plane."""
-    bench = lab.full()
-    fresh = _as_trained_on(bench, _data.mixture(2500, seed=2), _data.mixture(2000, seed=12))
-    auc = c2st(bench.draw(2000, seed=8), fresh, seed=0)
+    fitted = lab.full()
+    fresh = _as_trained_on(fitted, _data.mixture(2500, seed=2), _data.mixture(2000, seed=12))
+    auc = c2st(fitted.draw(2000, seed=8), fresh, seed=0)
     expect(
         auc < _AUC_BAR,
         f"Expected samples of {lab.cls.__name__} that a classifier hardly tells from fresh data "
         f"of the same distribution, AUC below {_AUC_BAR}; got {auc:.3f}. (The data is two overlapping "
         "Gaussians in the plane, standardised; one full-covariance Gaussian passes.) Does it "
         "need more steps? Compare means, "
-        f"{_listed(bench.draw(2000).mean(0))} for 0, and deviations, "
-        f"{_listed(bench.draw(2000).std(0))} for 1.",
+        f"{_listed(fitted.draw(2000).mean(0))} for 0, and deviations, "
+        f"{_listed(fitted.draw(2000).std(0))} for 1.",
     )
 
 
@@ -138,11 +139,11 @@ def _expect_rows(lab: Lab, rows: Any, n: int, dim: int) -> None:
     expect(bad == 0, f"Expected {call} to return finite rows; {bad} of {n} hold NaN or infinity.")
 
 
-def _as_trained_on(bench: Bench, trained: Tensor, latents: Tensor) -> Tensor:
+def _as_trained_on(fitted: Fitted, trained: Tensor, latents: Tensor) -> Tensor:
     """Standardise other latents as those were that the sampler was fitted to."""
     mean, scale = trained.mean(0), trained.std(0, correction=0)
     rows = (latents - mean) / scale
-    assert torch.allclose(bench.rows, (trained - mean) / scale, atol=1e-4)
+    assert torch.allclose(fitted.rows, (trained - mean) / scale, atol=1e-4)
     return rows
 
 

@@ -16,7 +16,8 @@ from latentfit.persistence import read_tensors, write_tensors
 from latentfit.registry import load_sampler_class
 from latentfit.sampler_base import Sampler
 from latentfit.testing._check import Skipped, Violation, expect
-from latentfit.testing._lab import Bench, Kind, Lab, build
+from latentfit.testing._fitted import Fitted, Kind, build
+from latentfit.testing._lab import Lab
 
 __all__ = [
     "IN_CHILD",
@@ -37,8 +38,8 @@ def shapes_are_fixed_before_the_fit(lab: Lab) -> None:
     """build() makes the same names, shapes and dtypes each time, and a fit keeps them."""
     name = lab.cls.__name__
     for kind in (None, *lab.kinds):
-        bench = lab.brief(kind)
-        one, other = (_rebuilt(lab, bench, kind, seed).state_dict() for seed in (1, 2))
+        fitted = lab.brief(kind)
+        one, other = (_rebuilt(lab, fitted, kind, seed).state_dict() for seed in (1, 2))
         _expect_same_layout(
             one,
             other,
@@ -47,7 +48,7 @@ def shapes_are_fixed_before_the_fit(lab: Lab) -> None:
         )
         _expect_same_layout(
             one,
-            bench.plugin.state_dict(),
+            fitted.plugin.state_dict(),
             f"Expected {name}.fit to keep the names, shapes and dtypes that build made, so that a "
             "file fits (use copy_, and leave unused room empty)",
         )
@@ -56,18 +57,18 @@ def shapes_are_fixed_before_the_fit(lab: Lab) -> None:
 def state_is_complete(lab: Lab) -> None:
     """A second instance, built alike and given the state dict, draws and scores bit for bit the same."""
     for kind in (None, *lab.kinds):
-        bench = lab.brief(kind)
-        plugin = _rebuilt(lab, bench, kind, seed=1)
+        fitted = lab.brief(kind)
+        plugin = _rebuilt(lab, fitted, kind, seed=1)
         try:
-            plugin.load_state_dict(bench.plugin.state_dict())
+            plugin.load_state_dict(fitted.plugin.state_dict())
         except RuntimeError as error:
             raise Violation(
                 f"Expected the state dict to load into another {lab.cls.__name__} built alike; {error}"
             ) from error
         plugin.requires_grad_(False).eval()
-        again = Bench(plugin, bench.rows, bench.held_out, {}, {}, [])
+        again = Fitted(plugin, fitted.rows, fitted.held_out, {}, {}, [])
         _expect_same_use(
-            _used(lab, bench, kind),
+            _used(lab, fitted, kind),
             _used(lab, again, kind),
             f"a second {lab.cls.__name__} with the same state dict",
             "All that a fit learns has to be in parameters and buffers; see what fit stores as a "
@@ -85,7 +86,7 @@ def saved_sampler_works_in_a_fresh_process(lab: Lab) -> None:
             f"{lab.cls.__module__}.{lab.cls.__qualname__} can't be imported by another process; "
             "define it at the top level of a file."
         )
-    cases: list[tuple[Kind | None, Bench]] = [
+    cases: list[tuple[Kind | None, Fitted]] = [
         (kind, lab.brief(kind)) for kind in (None, *lab.kinds)
     ]
     tensors: dict[str, Tensor] = {}
@@ -99,18 +100,18 @@ def saved_sampler_works_in_a_fresh_process(lab: Lab) -> None:
         "cases": [],
         "sampler": None,
     }
-    for index, (kind, bench) in enumerate(cases):
+    for index, (kind, fitted) in enumerate(cases):
         context = _context(lab, kind)
         header["cases"].append(
             {
                 "kind": kind,
                 "context_dim": 0 if context is None else context.shape[1],
-                "dim": bench.dim,
-                "n": len(bench.rows),
+                "dim": fitted.dim,
+                "n": len(fitted.rows),
             }
         )
-        tensors |= {f"{index}.state.{k}": v for k, v in bench.plugin.state_dict().items()}
-        tensors[f"{index}.rows"] = bench.rows[:_DRAWS]
+        tensors |= {f"{index}.state.{k}": v for k, v in fitted.plugin.state_dict().items()}
+        tensors[f"{index}.rows"] = fitted.rows[:_DRAWS]
         if context is not None:
             tensors[f"{index}.context"] = context
     with tempfile.TemporaryDirectory() as folder:
@@ -125,10 +126,10 @@ def saved_sampler_works_in_a_fresh_process(lab: Lab) -> None:
         "What it draws must depend on its options and its state dict only; look for class "
         "attributes, module globals, caches and hash order."
     )
-    for index, (kind, bench) in enumerate(cases):
+    for index, (kind, fitted) in enumerate(cases):
         answers = {k.partition(".")[2]: v for k, v in got.items() if k.startswith(f"{index}.")}
         _expect_same_use(
-            _used(lab, bench, kind), answers, "the same sampler in a fresh process", remedy
+            _used(lab, fitted, kind), answers, "the same sampler in a fresh process", remedy
         )
     if latents is not None:
         sampler, _ = lab.hurried()
@@ -142,10 +143,10 @@ def saved_sampler_works_in_a_fresh_process(lab: Lab) -> None:
 def use_changes_nothing(lab: Lab) -> None:
     """Drawing and scoring leave the parameters and buffers as the fit left them."""
     for kind in (None, *lab.kinds):
-        bench = lab.brief(kind)
-        before = {k: v.clone() for k, v in bench.plugin.state_dict().items()}
-        _used(lab, bench, kind)
-        after = bench.plugin.state_dict()
+        fitted = lab.brief(kind)
+        before = {k: v.clone() for k, v in fitted.plugin.state_dict().items()}
+        _used(lab, fitted, kind)
+        after = fitted.plugin.state_dict()
         changed = [k for k in before if k not in after or not torch.equal(before[k], after[k])]
         expect(
             not changed and before.keys() == after.keys(),
@@ -154,11 +155,11 @@ def use_changes_nothing(lab: Lab) -> None:
         )
 
 
-def _rebuilt(lab: Lab, bench: Bench, kind: Kind | None, seed: int) -> Sampler:
+def _rebuilt(lab: Lab, fitted: Fitted, kind: Kind | None, seed: int) -> Sampler:
     context = _context(lab, kind)
     width = 0 if context is None else context.shape[1]
     return build(
-        lab.cls, lab.options, bench.dim, len(bench.rows), context_dim=width, kind=kind, seed=seed
+        lab.cls, lab.options, fitted.dim, len(fitted.rows), context_dim=width, kind=kind, seed=seed
     )
 
 
@@ -166,12 +167,12 @@ def _context(lab: Lab, kind: Kind | None) -> Tensor | None:
     return lab.contexts(_DRAWS, kind) if kind else None
 
 
-def _used(lab: Lab, bench: Bench, kind: Kind | None) -> dict[str, Tensor]:
+def _used(lab: Lab, fitted: Fitted, kind: Kind | None) -> dict[str, Tensor]:
     """What a plugin draws by a seed, and how it scores the first training rows."""
     context = _context(lab, kind)
-    results = {"draws": bench.draw(_DRAWS, seed=3, context=context)}
+    results = {"draws": fitted.draw(_DRAWS, seed=3, context=context)}
     if lab.cls.has_density:
-        results["scores"] = bench.score_plainly(bench.rows[:_DRAWS], context)
+        results["scores"] = fitted.score(fitted.rows[:_DRAWS], context)
     return results
 
 

@@ -1,0 +1,355 @@
+"""Flow matching: a velocity field that carries a Gaussian mixture to the rows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Annotated, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from latentfit.plugin import GaussianMixture, Interval, Run, Sampler, mixture_size, train
+
+__all__ = ["FlowMatching", "VelocityField"]
+
+_Count = Annotated[int, Interval(1)]
+_EXACT = 64  # columns up to which the divergence is
+_PATHS = 2  # to each row of a minibatch
+_VALUES = 1 << 20  # in the largest intermediate of a chunk: it should stay in the cache
+
+
+class FlowMatching(Sampler):
+    """Flow matching on straight paths from a Gaussian mixture to the rows.
+
+    A network learns the mean velocity of straight paths (Lipman et al., 2022, arXiv:2210.02747; Liu et al.,
+    2022, arXiv:2209.03003) from a mixture that EM has fitted to the rows. Each row is assigned to one of the
+    components, drawn from its posterior, and its paths start from that component only: they are short, and
+    still they start from the mixture as a whole.
+
+    The density is the mixture's and the integral of the field's divergence along the path (Chen et al.,
+    2018, arXiv:1806.07366), exact but for the solver's steps. The divergence is exact up to 64 columns, and
+    beyond estimated with random signs, always the same ones (Grathwohl et al., 2018, arXiv:1810.01367).
+
+    Args:
+        hidden: Width of the field's residual network.
+        blocks: Its residual blocks, after one input layer.
+        components: The mixture's size; None chooses it by held-out likelihood, at most 200.
+        steps: Optimiser steps at most; a held-out loss that no longer falls stops earlier.
+        learning_rate: The highest of the cosine schedule.
+        solver_steps: Runge-Kutta steps from the mixture to the rows, and back for the density.
+        probes: Vectors of random signs in each estimate of the divergence, beyond 64 columns.
+    """
+
+    has_density: ClassVar[bool] = True
+    conditions: ClassVar[tuple[str, ...]] = ("classes", "vector")
+
+    def __init__(
+        self,
+        *,
+        hidden: _Count = 192,
+        blocks: Annotated[int, Interval(0)] = 3,
+        components: _Count | None = None,
+        steps: _Count = 3000,
+        learning_rate: Annotated[float, Interval(0, open_low=True)] = 8e-3,
+        solver_steps: _Count = 6,
+        probes: _Count = 16,
+    ) -> None:
+        super().__init__()
+        self.hidden = hidden
+        self.blocks = blocks
+        self.components = components
+        self.steps = steps
+        self.learning_rate = learning_rate
+        self.solver_steps = solver_steps
+        self.probes = probes
+
+    def build(self, dim: int, n: int) -> None:
+        """Create the mixture and the field, which is zero at first."""
+        most = mixture_size(n, dim, most=min(200, math.isqrt(n)))
+        components = min(n, self.components or most)
+        self.noise = GaussianMixture(dim, components, self.context_dim)
+        self.field = VelocityField(dim, self.context_dim, self.hidden, self.blocks)
+
+    def fit(self, rows: Tensor, held_out: Tensor, run: Run) -> None:
+        """Fit the mixture by EM, then the field by least squares."""
+        run.facts["components"] = self._fit_mixture(rows, held_out, run)
+        run.facts["trace"] = "exact" if rows.shape[1] <= _EXACT else "hutchinson"
+        self.field.start(rows)
+        component = self._assign(rows, run.context, run.generator)
+        self._weigh(component, run.context)
+        others = self._assign(held_out, run.held_out_context, run.generator)
+        train(
+            self.field,
+            self._loss(run.generator),
+            torch.cat((rows, component[:, None].to(rows)), 1),
+            torch.cat((held_out, others[:, None].to(rows)), 1),
+            run,
+            steps=self.steps,
+            learning_rate=self.learning_rate,
+            ema=0.999,
+        )
+
+    def sample(self, n: int, generator: torch.Generator, context: Tensor | None = None) -> Tensor:
+        """Draw n rows, (n, D)."""
+        return self.from_base(self.noise.sample(n, generator, context), context)
+
+    def log_prob(self, rows: Tensor, context: Tensor | None = None) -> Tensor:
+        """Log density in nats, (n,), of rows (n, D)."""
+        noise, log_determinant = self.to_base(rows, context)
+        return self.noise.log_prob(noise, context) + log_determinant
+
+    def from_base(self, noise: Tensor, context: Tensor | None = None) -> Tensor:
+        """Carry the mixture's samples (n, D) along the field to rows (n, D)."""
+        step = 1 / self.solver_steps
+        for i in range(self.solver_steps):
+            velocity = self.field(noise, i * step, context)
+            noise = self._advance(noise, i * step, step, velocity, context)
+        return noise
+
+    def to_base(self, rows: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Carry rows (n, D) back to the mixture: (n, D) and the log absolute determinant (n,)."""
+        directions = self._directions(rows)
+        # Parts that stay in the cache; under a gradient each is computed twice, for memory's sake.
+        size = max(16, _VALUES // (directions.shape[1] * self.hidden))
+        again = torch.is_grad_enabled() and rows.requires_grad
+        parts = []
+        for part, own in _paired(rows, context, size):
+            if again:
+                parts.append(
+                    checkpoint(
+                        self._back,
+                        part,
+                        own,
+                        directions,
+                        use_reentrant=False,
+                        preserve_rng_state=False,
+                    )
+                )
+            else:
+                parts.append(self._back(part, own, directions))
+        noise, log_determinant = zip(*parts, strict=True)
+        return torch.cat(noise), torch.cat(log_determinant)
+
+    def _back(self, x: Tensor, context: Tensor | None, directions: Tensor) -> tuple[Tensor, Tensor]:
+        """Integrate from t = 1 to 0, and the divergence along the way by Simpson's rule."""
+        step = -1 / self.solver_steps
+        velocity, divergence = self.field.with_divergence(x, 1.0, context, directions[0])
+        total = x.new_zeros(len(x))
+        for i in range(self.solver_steps):
+            t, start, before, leaving = 1 + i * step, x, divergence, velocity
+            x = self._advance(x, t, step, velocity, context)
+            velocity, divergence = self.field.with_divergence(
+                x, t + step, context, directions[2 * i + 2]
+            )
+            # The cubic through both ends; a Runge-Kutta stage would be too far from the path.
+            middle = (start + x) / 2 + step / 8 * (leaving - velocity)
+            _, between = self.field.with_divergence(
+                middle, t + step / 2, context, directions[2 * i + 1]
+            )
+            total = total + step / 6 * (before + 4 * between + divergence)
+        return x, total
+
+    def _advance(
+        self, x: Tensor, t: float, step: float, first: Tensor, context: Tensor | None
+    ) -> Tensor:
+        """Take a step of the classical Runge-Kutta method, given the velocity at its start."""
+        second = self.field(x + step / 2 * first, t + step / 2, context)
+        third = self.field(x + step / 2 * second, t + step / 2, context)
+        fourth = self.field(x + step * third, t + step, context)
+        end: Tensor = x + step / 6 * (first + 2 * (second + third) + fourth)
+        return end
+
+    def _directions(self, rows: Tensor) -> Tensor:
+        """Vectors whose mean outer product is the identity, or is expected to be.
+
+        (S, P, D): P of them in each of the S places on a path where the divergence is taken.
+        """
+        dim, places = rows.shape[1], 2 * self.solver_steps + 1
+        if dim <= _EXACT:
+            units = math.sqrt(dim) * torch.eye(dim, dtype=rows.dtype, device=rows.device)
+            return units.expand(places, -1, -1)
+        # Others in each place, so that their errors average out; the same for all rows and in all calls.
+        generator = torch.Generator().manual_seed(0)
+        shape = (places, self.probes, dim)
+        return (torch.randint(2, shape, generator=generator, device="cpu") * 2 - 1).to(rows)
+
+    def _loss(self, randomness: torch.Generator) -> Callable[..., Tensor]:
+        """Make the loss of rows with their components in one more column."""
+        draw = _component_sampler(self.noise)
+
+        def loss(batch: Tensor, context: Tensor | None = None) -> Tensor:
+            generator = randomness
+            if self.field.training:  # a larger batch in place of a second step
+                batch = batch.repeat(_PATHS, 1)
+                context = None if context is None else context.repeat(_PATHS, 1)
+            else:  # the same noise in every evaluation, so that they compare
+                generator = torch.Generator(batch.device).manual_seed(0)
+            ends, component = batch[:, :-1], batch[:, -1].long()
+            if self.context_kind == "vector":
+                # Here the rows' components depend on the context and the mixture doesn't: draw from it all.
+                weights = self.noise.logits.detach().softmax(0)
+                component = torch.multinomial(weights, len(ends), True, generator=generator)
+            starts = draw(component, generator)
+            # A random time in each of n equal intervals: less noise than n independent ones.
+            t = torch.rand(len(ends), 1, generator=generator, device=batch.device)
+            t = (t + torch.arange(len(ends), device=batch.device)[:, None]) / len(ends)
+            velocity: Tensor = self.field(torch.lerp(starts, ends, t), t, context)
+            return (velocity - (ends - starts)).square().mean()
+
+        return loss
+
+    @torch.no_grad()
+    def _fit_mixture(self, rows: Tensor, held_out: Tensor, run: Run) -> int:
+        """Fit the mixture and tell its size: halved while held-out rows get likelier, unless it is given."""
+        best, score, kept = 0, -math.inf, {}
+        size = self.noise.components
+        while size:
+            part = self.noise.head(components=size)
+            part.fit(rows, run.generator, context=run.context, stop=lambda: run.elapsed() >= 1 / 3)
+            reached = part.mean_log_prob(held_out, run.held_out_context) if len(held_out) else 0.0
+            if best and not reached > score:
+                break
+            best, score = size, reached
+            kept = {name: tensor.clone() for name, tensor in part.state_dict().items()}
+            stop = self.components is not None or not len(held_out) or run.elapsed() >= 1 / 3
+            size = 0 if stop else size // 2
+        self.noise.head(components=best).load_state_dict(kept)  # the parts share their storage
+        self.noise.logits[best:] = -1e4
+        return best
+
+    @torch.no_grad()
+    def _assign(self, rows: Tensor, context: Tensor | None, generator: torch.Generator) -> Tensor:
+        """Draw a component (n,) for each row from its posterior."""
+        mixture = self.noise
+        factor = mixture.off_diagonal.triu(1) + torch.diag_embed(mixture.log_diagonal.exp())
+        offset = torch.einsum("kd,kde->ke", mixture.means, factor)
+        constant = mixture.log_diagonal.sum(1)
+        drawn = []
+        for part, own in _paired(rows, context, max(1, _VALUES // offset.numel())):
+            white = torch.einsum("nd,kde->nke", part, factor) - offset
+            logits: Tensor = mixture.logits
+            if own is not None and mixture.gate is not None:
+                logits = logits + own @ mixture.gate
+            joint = logits + constant - 0.5 * white.square().sum(2)
+            if len(part):
+                drawn.append(torch.multinomial(joint.softmax(1), 1, generator=generator)[:, 0])
+        return torch.cat(drawn) if drawn else torch.zeros(0, dtype=torch.long, device=rows.device)
+
+    @torch.no_grad()
+    def _weigh(self, component: Tensor, context: Tensor | None) -> None:
+        """Make the weights those of the assignment: paths then start from just the mixture."""
+        mixture, k = self.noise, self.noise.components
+        counts = component.bincount(minlength=k).to(mixture.logits)
+        weights = (counts + 1e-6) / (len(component) + 1e-6 * k)
+        mixture.logits.copy_(weights.log())
+        if mixture.gate is not None and context is not None and self.context_kind == "classes":
+            pairs = context.argmax(1) * k + component
+            counts = (
+                pairs.bincount(minlength=mixture.gate.numel()).to(weights).view(-1, k)
+            )  # (C, K)
+            shares = (counts + 1e-3 * weights) / (counts.sum(1, keepdim=True) + 1e-3)
+            mixture.gate.copy_((shares / weights).log())
+
+
+class VelocityField(nn.Module):
+    """A residual network in x, t and a context; the divergence is propagated forward through it.
+
+    Args:
+        dim: D, the number of columns.
+        context_dim: C, the number of columns of a context; 0 for none.
+        hidden: The network's width.
+        blocks: Residual blocks after the first layer.
+    """
+
+    def __init__(self, dim: int, context_dim: int, hidden: int, blocks: int) -> None:
+        super().__init__()
+        self.dim = dim
+        self.first = nn.Linear(dim + 3 + context_dim, hidden)
+        self.blocks = nn.ModuleList(nn.Linear(hidden, hidden) for _ in range(blocks))
+        self.last = nn.Linear(hidden, dim)
+        self.register_buffer("scale", torch.eye(dim))
+        self.scale: Tensor
+        # Twice as far from zero as torch starts them: SiLU is nearly linear there.
+        nn.init.normal_(self.first.weight, std=dim**-0.5)
+        for block in self.blocks:
+            assert isinstance(block, nn.Linear)
+            nn.init.orthogonal_(block.weight, math.sqrt(2))
+        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.last.bias)
+
+    @torch.no_grad()
+    def start(self, rows: Tensor) -> None:
+        """Measure velocities in the rows' own scales, so that in thin directions they start small."""
+        values, vectors = torch.linalg.eigh(
+            (rows - rows.mean(0)).T @ (rows - rows.mean(0)) / len(rows)
+        )
+        self.scale.copy_((vectors * values.clamp_min(0).sqrt()) @ vectors.T)
+
+    def forward(self, x: Tensor, t: Tensor | float, context: Tensor | None = None) -> Tensor:
+        """Velocities (n, D) at rows x (n, D) and times t, one for all or (n, 1), in contexts (n, C)."""
+        h = F.silu(self.first(self._inputs(x, t, context)))
+        for block in self.blocks:
+            h = h + F.silu(block(h))
+        velocity: Tensor = self.last(h) @ self.scale
+        return velocity
+
+    def with_divergence(
+        self, x: Tensor, t: Tensor | float, context: Tensor | None, directions: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Velocities (n, D), and the mean of e'Je over directions e (P, D), with J the Jacobian: (n,)."""
+        h = self.first(self._inputs(x, t, context))
+        tangent = _slope(h)[:, None] * (
+            directions @ self.first.weight[:, : self.dim].T
+        )  # (n, P, H)
+        h = F.silu(h)
+        for block in self.blocks:
+            assert isinstance(block, nn.Linear)
+            inner = block(h)
+            tangent = tangent + _slope(inner)[:, None] * (tangent @ block.weight.T)
+            h = h + F.silu(inner)
+        back = directions @ self.scale.T @ self.last.weight  # (P, H)
+        divergence = (tangent * back).sum((1, 2)) / len(directions)
+        return self.last(h) @ self.scale, divergence
+
+    def _inputs(self, x: Tensor, t: Tensor | float, context: Tensor | None) -> Tensor:
+        times = torch.as_tensor(t, dtype=x.dtype, device=x.device).expand(len(x), 1)
+        waves = (2 * times - 1, (math.pi * times).cos(), (math.pi * times).sin())
+        return torch.cat((x, *waves) if context is None else (x, *waves, context), 1)
+
+
+def _slope(x: Tensor) -> Tensor:
+    """The derivative of SiLU."""
+    s = x.sigmoid()
+    slope: Tensor = s * (1 + x * (1 - s))
+    return slope
+
+
+def _paired(
+    rows: Tensor, context: Tensor | None, size: int
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Split rows, and contexts where there are any."""
+    if context is None:
+        return ((part, None) for part in rows.split(size))
+    return zip(rows.split(size), context.split(size), strict=True)
+
+
+def _component_sampler(mixture: GaussianMixture) -> Callable[[Tensor, torch.Generator], Tensor]:
+    """Make a function that draws a row from each of the given components (n,)."""
+    means: Tensor = mixture.means.detach()
+    dim = mixture.dim
+    factor = mixture.off_diagonal.triu(1) + torch.diag_embed(mixture.log_diagonal.exp())
+    eye = torch.eye(dim, device=means.device).expand(len(means), -1, -1)
+    roots: Tensor = torch.linalg.solve_triangular(factor.detach(), eye, upper=True)  # (K, D, D)
+    size = max(1, 4 * _VALUES // dim**2)
+
+    def draw(component: Tensor, generator: torch.Generator) -> Tensor:
+        noise = torch.randn(len(component), 1, dim, generator=generator, device=means.device)
+        if len(means) == 1:
+            return means + noise[:, 0] @ roots[0]
+        pairs = zip(noise.split(size), component.split(size), strict=True)
+        return means[component] + torch.cat([torch.bmm(e, roots[k])[:, 0] for e, k in pairs])
+
+    return draw
