@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from latentfit.condition import fit_condition, kind_of
-from latentfit.errors import OptionError
+from latentfit.errors import DataError, OptionError
 from latentfit.fitting import Plan, fit_class, split
 from latentfit.metrics import c2st, energy_distance
 from latentfit.registry import load_sampler_class, sampler_distribution
@@ -23,7 +23,7 @@ __all__ = ["AUTO", "AutoOptions", "fit_best", "load_candidates"]
 
 AUTO = "auto"
 BUDGET = 240.0  # seconds, where the user gives none
-_MOST_ROWS = 5000  # that candidates are compared on
+_LEAST_ROWS, _MOST_ROWS = 8, 5000  # that candidates are compared on
 
 
 class AutoOptions:
@@ -85,6 +85,7 @@ def fit_best(
 
     Raises:
         OptionError: No method is left, or none succeeded.
+        DataError: Too few latents to compare on.
     """
     names = ", ".join(classes)
     if labels is not None:
@@ -95,6 +96,11 @@ def fit_best(
     # Early stopping uses up a fit's own held-out rows; the comparison needs others.
     rest, kept = split(len(latents), plan.validation or 0.1, plan.seed, labels)
     kept = kept[:_MOST_ROWS]
+    if len(kept) < _LEAST_ROWS:
+        raise DataError(
+            f"Expected enough latents to set {_LEAST_ROWS} aside for the comparison; got {len(latents)} in "
+            "all. Name a method, or raise validation."
+        )
     judge = _Judge(latents, kept, labels, plan, metric)
     budget = BUDGET if plan.max_seconds is None else plan.max_seconds
     began = time.monotonic()

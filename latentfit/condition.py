@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar, Literal
 
@@ -56,6 +57,10 @@ class Condition(ABC):
     def describe(self) -> dict[str, Any]:
         """Say what it is, for ``info``."""
 
+    @abstractmethod
+    def expected(self, n: int) -> str:
+        """Say what :meth:`encode` takes for n rows."""
+
 
 class Classes(Condition):
     """Whole numbers, each a class of its own; contexts are one-hot.
@@ -91,16 +96,16 @@ class Classes(Condition):
 
     def encode(self, value: Any, n: int) -> Tensor:
         """Turn a class, or n of them, into one-hot rows (n, C)."""
-        labels = _numbers(value, self._expected(n))
+        labels = _numbers(value, self.expected(n))
         floating = labels.is_floating_point() and labels.numel() > 0  # NumPy makes [] a float
         if floating or labels.shape not in ((), (n,)):
-            raise OptionError(f"Expected condition as {self._expected(n)}; got {_told(value)}.")
+            raise OptionError(f"Expected condition as {self.expected(n)}; got {_told(value)}.")
         labels = labels.long().expand(n)
         index = torch.searchsorted(self.values, labels.contiguous()).clamp_max(self.dim - 1)
         unknown = self.values[index] != labels
         if bool(unknown.any()):
             first = int(labels[unknown][0])
-            raise OptionError(f"Expected condition as {self._expected(n)}; got {first}.")
+            raise OptionError(f"Expected condition as {self.expected(n)}; got {first}.")
         return torch.nn.functional.one_hot(index, self.dim).float()
 
     def state(self) -> dict[str, Tensor]:
@@ -125,7 +130,8 @@ class Classes(Condition):
         """Its kind and classes."""
         return {"kind": self.kind, "classes": self.values.tolist()}
 
-    def _expected(self, n: int) -> str:
+    def expected(self, n: int) -> str:
+        """Say what :meth:`encode` takes."""
         listed = [str(v) for v in self.values[:20].tolist()]
         more = f", ... ({self.dim} in all)" if self.dim > len(listed) else ""
         return f"one of the classes {', '.join(listed)}{more}, or {n} of them"
@@ -148,6 +154,12 @@ class Vector(Condition):
     def fit(cls, labels: Tensor) -> Vector:
         """Measure the values' means and standard deviations, of labels (N, C)."""
         wide = labels.double()
+        if labels.shape[1] == 1 and bool((wide == wide.round()).all()):
+            warnings.warn(
+                "The labels are whole numbers of a floating dtype: they are taken as a vector of one value. "
+                "For classes pass integers, such as y.long().",
+                stacklevel=2,
+            )
         scale = wide.std(0, correction=0)
         varies = scale > 1e-12 * wide.abs().amax(0)
         return cls(wide.mean(0), torch.where(varies, scale, torch.ones_like(scale)))
@@ -159,7 +171,7 @@ class Vector(Condition):
 
     def encode(self, value: Any, n: int) -> Tensor:
         """Turn a vector (C,) for all, or one for each row (n, C), into contexts (n, C)."""
-        expected = f"a vector of {self.dim} numbers, or an array of them ({n}, {self.dim})"
+        expected = self.expected(n)
         numbers = _numbers(value, expected).double()
         if self.dim == 1 and numbers.ndim < 2:
             numbers = numbers.reshape(-1, 1)  # a number, or one for each row
@@ -193,6 +205,10 @@ class Vector(Condition):
         """Its kind and size."""
         return {"kind": self.kind, "dim": self.dim}
 
+    def expected(self, n: int) -> str:
+        """Say what :meth:`encode` takes."""
+        return f"a vector of {self.dim} numbers, or an array of them ({n}, {self.dim})"
+
 
 CONDITIONS: dict[str, type[Condition]] = {c.kind: c for c in (Classes, Vector)}
 
@@ -217,14 +233,18 @@ def as_labels(value: Any, n: int | None = None) -> Tensor:
     try:
         labels = value if isinstance(value, Tensor) else from_array(np.asarray(value))
     except (TypeError, ValueError) as error:
-        raise DataError(f"Expected {expected}; got {_told(value)}.") from error
+        raise DataError(
+            f"Expected {expected}; got {_told(value)}. Number names with "
+            "np.unique(names, return_inverse=True)[1]."
+        ) from error
     labels = labels.detach().cpu()
     whole = not labels.is_floating_point()
     if whole and labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     fits = labels.ndim in ((1,) if whole else (1, 2)) and n in (None, len(labels))
     if labels.is_complex() or not fits:
-        raise DataError(f"Expected {expected}; got {labels.dtype} {tuple(labels.shape)}.")
+        hint = " Of one-hot rows take argmax(1)." if whole and labels.ndim == 2 else ""
+        raise DataError(f"Expected {expected}; got {labels.dtype} {tuple(labels.shape)}.{hint}")
     if whole:
         return labels.long()
     bad = int((~labels.isfinite()).sum())

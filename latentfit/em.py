@@ -152,11 +152,14 @@ class _Plain:
 
 
 def factorise(matrices: Tensor) -> Tensor:
-    """Factorise covariances (K, D, D); those that rounding has left indefinite get a larger diagonal."""
+    """Factorise covariances (K, D, D); those that rounding has left indefinite get a larger diagonal.
+
+    Where sums have overflowed there is nothing to mend: the factors are not finite either.
+    """
     ridge = torch.finfo(matrices.dtype).eps * matrices.diagonal(dim1=1, dim2=2).abs().amax(1)
     lower: Tensor
     lower, failed = torch.linalg.cholesky_ex(matrices)
-    while bool((failed > 0).any()):
+    while bool((failed > 0).any()) and bool(ridge.isfinite().all()):
         ridge = 10 * ridge
         eye = torch.eye(matrices.shape[1], dtype=matrices.dtype, device=matrices.device)
         matrices = matrices + (failed > 0)[:, None, None] * ridge[:, None, None] * eye

@@ -188,7 +188,8 @@ def _labels_of(item: Any, n: int) -> Tensor:
         keys = ", ".join(map(repr, _LABEL_KEYS))
         raise DataError(
             f"Expected items (x, y), or dicts with one of {keys}, for condition='labels'; got "
-            f"{type(item).__name__}. Or pass the labels themselves as condition=."
+            f"{type(item).__name__}. Or pass the labels themselves as condition=; or TensorDataset(x, y): a "
+            "tuple is read as batches."
         )
     return as_labels(found, n)
 

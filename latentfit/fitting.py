@@ -112,6 +112,9 @@ def fit_class(
             plugin.fit(training_rows, held_out, run)
         except DivergenceError as error:
             failure = error
+        except Exception as error:
+            error.add_note(f"in the fit of the sampler {method!r}{_from(distribution)}")
+            raise
 
     sampler = LatentSampler(
         plugin,
@@ -133,6 +136,10 @@ def fit_class(
     return sampler
 
 
+def _from(distribution: str) -> str:
+    return f" of {distribution}" if distribution else ""
+
+
 def check_condition(cls: type[Sampler], kind: str, method: str) -> None:
     """Refuse a kind of condition that the class can't take.
 
@@ -141,9 +148,14 @@ def check_condition(cls: type[Sampler], kind: str, method: str) -> None:
     """
     if kind not in cls.conditions:
         able = ", ".join(map(repr, cls.conditions)) or "nothing"
+        hint = (
+            " Whole numbers are classes: y.long()."
+            if kind == "vector" and able != "nothing"
+            else ""
+        )
         raise OptionError(
-            f"Expected a condition that {method!r} can take ({able}); got {kind!r}. `latentfit samplers "
-            "METHOD` tells what a method can be conditioned on."
+            f"Expected a condition that {method!r} can take ({able}); got {kind!r}.{hint} `latentfit "
+            f"samplers {method}` tells what it can be conditioned on."
         )
 
 

@@ -212,7 +212,9 @@ class GaussianMixture(nn.Module):
         offset = torch.bmm(self.means[:, None], factor).reshape(-1)  # (K * D,)
         white = torch.addmm(-offset, x, flat).view(len(x), self.components, self.dim)
         constant = self.log_diagonal.sum(1) - 0.5 * self.dim * math.log(2 * math.pi)
-        squares = torch.linalg.vecdot(white, white)  # less memory traffic than squares and their sum
+        squares = torch.linalg.vecdot(
+            white, white
+        )  # less memory traffic than squares and their sum
         return torch.add(self._log_weights(context) + constant, squares, alpha=-0.5)
 
     def _place(self, component: Tensor, noise: Tensor, given: Tensor | None = None) -> Tensor:

@@ -16,31 +16,35 @@ from latentfit.errors import OptionError
 __all__ = ["check_seed", "isolated_rng", "plugin_defaults"]
 
 
+_ODD = 0x9E3779B97F4A7C15  # the golden ratio's digits, as in splitmix64
+
+
 @contextmanager
 def isolated_rng(seed: int, device: torch.device) -> Iterator[torch.Generator]:
     """Seed torch, NumPy and random inside the block, and give their states back after it.
 
     Libraries that take no generator draw from the global ones; inside this block that is reproducible
-    and nobody outside sees it.
+    and nobody outside sees it. The generator's numbers are others than theirs: a plugin may add both up.
 
     Args:
         seed: A whole number in [0, 2**63).
         device: The device that the block draws on.
 
     Yields:
-        A generator on the device, seeded alike.
+        A generator on the device.
     """
+    own = (seed * _ODD + 1) % 2**63  # an unlike stream for each seed
     python_state = random.getstate()
     numpy_state = np.random.get_state()  # noqa: NPY002 - the global state is what libraries use
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         try:
-            random.seed(seed)
-            np.random.seed(seed % 2**32)  # noqa: NPY002
-            torch.default_generator.manual_seed(seed)
+            random.seed(own)
+            np.random.seed(own % 2**32)  # noqa: NPY002
+            torch.default_generator.manual_seed(own)
             if devices:
                 with torch.cuda.device(device):
-                    torch.cuda.manual_seed(seed)
+                    torch.cuda.manual_seed(own)
             yield torch.Generator(device=device).manual_seed(seed)
         finally:
             random.setstate(python_state)

@@ -229,6 +229,9 @@ def _select(group: str, kind: str, name: Any) -> _Plugin:
 
 def _duplicate(name: str, plugins: list[_Plugin]) -> str:
     owners = " and ".join(plugin.owner for plugin in plugins)
+    others = [plugin.distribution for plugin in plugins if _normal(plugin) != _OWN]
+    if len(others) < len(plugins):  # one of them is latentfit's own
+        return f"{name!r} is registered by {owners}; rename that of {others[0]}, or uninstall it."
     return f"{name!r} is registered by {owners}; uninstall one of them."
 
 

@@ -235,7 +235,8 @@ class LatentSampler:
             return None
         if condition is None:
             raise OptionError(
-                f"Expected a condition: this sampler was fitted with {self.info['condition']}; got None."
+                f"Expected a condition, as this sampler was fitted with one: {self._condition.expected(n)}; "
+                "got None."
             )
         return self._condition.encode(condition, n).to(self.device)
 

@@ -48,6 +48,9 @@ class Sampler(nn.Module, ABC):
     context_dim: int = 0
     context_kind: Literal["classes", "vector"] | None = None
 
+    def __init__(self) -> None:
+        super().__init__()
+
     @abstractmethod
     def build(self, dim: int, n: int) -> None:
         """Create the parameters and buffers for n training rows of dim columns.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Annotated, ClassVar
+from functools import partial
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ __all__ = ["FlowMatching", "VelocityField"]
 _Count = Annotated[int, Interval(1)]
 _EXACT = 64  # columns up to which the divergence is
 _PATHS = 2  # to each row of a minibatch
-_VALUES = 1 << 20  # in the largest intermediate of a chunk: it should stay in the cache
+_VALUES = 1 << 18  # in the largest intermediate of a chunk: it should stay in the cache
 
 
 class FlowMatching(Sampler):
@@ -115,21 +116,9 @@ class FlowMatching(Sampler):
         # Parts that stay in the cache; under a gradient each is computed twice, for memory's sake.
         size = max(16, _VALUES // (directions.shape[1] * self.hidden))
         again = torch.is_grad_enabled() and rows.requires_grad
-        parts = []
-        for part, own in _paired(rows, context, size):
-            if again:
-                parts.append(
-                    checkpoint(
-                        self._back,
-                        part,
-                        own,
-                        directions,
-                        use_reentrant=False,
-                        preserve_rng_state=False,
-                    )
-                )
-            else:
-                parts.append(self._back(part, own, directions))
+        saving = partial(checkpoint, self._back, use_reentrant=False, preserve_rng_state=False)
+        back: Callable[..., Any] = saving if again else self._back
+        parts = [back(part, own, directions) for part, own in _paired(rows, context, size)]
         noise, log_determinant = zip(*parts, strict=True)
         return torch.cat(noise), torch.cat(log_determinant)
 
@@ -247,9 +236,8 @@ class FlowMatching(Sampler):
         mixture.logits.copy_(weights.log())
         if mixture.gate is not None and context is not None and self.context_kind == "classes":
             pairs = context.argmax(1) * k + component
-            counts = (
-                pairs.bincount(minlength=mixture.gate.numel()).to(weights).view(-1, k)
-            )  # (C, K)
+            counts = pairs.bincount(minlength=mixture.gate.numel()).to(weights)
+            counts = counts.view(-1, k)  # (C, K)
             shares = (counts + 1e-3 * weights) / (counts.sum(1, keepdim=True) + 1e-3)
             mixture.gate.copy_((shares / weights).log())
 
@@ -283,9 +271,8 @@ class VelocityField(nn.Module):
     @torch.no_grad()
     def start(self, rows: Tensor) -> None:
         """Measure velocities in the rows' own scales, so that in thin directions they start small."""
-        values, vectors = torch.linalg.eigh(
-            (rows - rows.mean(0)).T @ (rows - rows.mean(0)) / len(rows)
-        )
+        centred = rows - rows.mean(0)
+        values, vectors = torch.linalg.eigh(centred.T @ centred / len(rows))
         self.scale.copy_((vectors * values.clamp_min(0).sqrt()) @ vectors.T)
 
     def forward(self, x: Tensor, t: Tensor | float, context: Tensor | None = None) -> Tensor:
@@ -301,14 +288,13 @@ class VelocityField(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Velocities (n, D), and the mean of e'Je over directions e (P, D), with J the Jacobian: (n,)."""
         h = self.first(self._inputs(x, t, context))
-        tangent = _slope(h)[:, None] * (
-            directions @ self.first.weight[:, : self.dim].T
-        )  # (n, P, H)
+        entering = directions @ self.first.weight[:, : self.dim].T  # (P, H)
+        tangent = _slope(h)[:, None] * entering  # (n, P, H)
         h = F.silu(h)
         for block in self.blocks:
             assert isinstance(block, nn.Linear)
             inner = block(h)
-            tangent = tangent + _slope(inner)[:, None] * (tangent @ block.weight.T)
+            tangent = torch.addcmul(tangent, _slope(inner)[:, None], tangent @ block.weight.T)
             h = h + F.silu(inner)
         back = directions @ self.scale.T @ self.last.weight  # (P, H)
         divergence = (tangent * back).sum((1, 2)) / len(directions)

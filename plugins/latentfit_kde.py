@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.function import once_differentiable
 
 from latentfit.plugin import Interval, Run, Sampler
 
@@ -280,7 +280,7 @@ def _minus_half_squares(a: Tensor, b: Tensor) -> Tensor:
 
 def _relative(logs: Tensor) -> tuple[Tensor, Tensor]:
     """Exponentials relative to each row's largest, in place and without denormals; and the largest (n, 1)."""
-    largest = logs.detach().amax(1, keepdim=True)
+    largest = logs.amax(1, keepdim=True)
     return logs.sub_(largest).clamp_min_(_LEAST).exp_(), largest
 
 
@@ -291,25 +291,35 @@ def _log_sum(logs: Tensor) -> Tensor:
 
 
 def _log_kernels(a: Tensor, b: Tensor) -> Tensor:
-    """Log of the sum over rows b (m, D) of exp(-|a - b|^2 / 2), for each row a (n, D).
-
-    Differentiable in a, by computing each part again, so that the distances need never be kept.
-    """
+    """Log of the sum over rows b (m, D) of exp(-|a - b|^2 / 2), (n,), for each row a (n, D)."""
     dtype = a.dtype
     if a.device.type != "mps" and float(b.square().sum(1).mean()) > _SINGLE:
         a, b = a.double(), b.double()
+    result: Tensor = _LogKernels.apply(a, b)  # type: ignore[no-untyped-call]
+    return result.to(dtype)
 
-    def log_kernels(part: Tensor) -> Tensor:
-        return _log_sum(_nearness(part, b)) - 0.5 * part.square().sum(1)
 
-    parts = a.split(_rows_at_once(b))
-    if not (a.requires_grad and torch.is_grad_enabled()):
-        return torch.cat([log_kernels(part) for part in parts]).to(dtype)
-    again = (
-        checkpoint(log_kernels, part, use_reentrant=False, preserve_rng_state=False)
-        for part in parts
-    )
-    return torch.cat(list(again)).to(dtype)
+class _LogKernels(torch.autograd.Function):
+    """The sum in parts; for the gradient in a they are computed again, so that none need be kept."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
+        ctx.save_for_backward(a, b)
+        parts = [
+            _log_sum(_nearness(part, b)) - 0.5 * part.square().sum(1)
+            for part in a.split(_rows_at_once(b))
+        ]
+        return torch.cat(parts)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        a, b = ctx.saved_tensors
+        pulls = []
+        for part in a.split(_rows_at_once(b)):
+            relative, _ = _relative(_nearness(part, b))
+            pulls.append(relative @ b / relative.sum(1, keepdim=True) - part)
+        return gradient[:, None] * torch.cat(pulls), None
 
 
 def _factor(rows: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import latentfit.auto
 from latentfit import LatentSampler, fit_latent_sampler
-from latentfit.errors import OptionError, UnknownPluginError
+from latentfit.errors import DataError, OptionError, UnknownPluginError
 from latentfit.plugin import DivergenceError, Run, Sampler
 
 G = torch.Generator().manual_seed(0)
@@ -119,7 +119,9 @@ def test_what_fails_is_told_and_hurts_nobody() -> None:
     assert [row["method"] for row in ranking] == ["worse", "diverging", "notanumber"]
     assert "step 3" in ranking[1]["error"]
     assert "NaN" in ranking[2]["error"]
-    with pytest.raises(OptionError, match="at least one.*diverging: DivergenceError: Training diverged"):
+    with pytest.raises(
+        OptionError, match="at least one.*diverging: DivergenceError: Training diverged"
+    ):
         auto("diverging")
 
 
@@ -166,6 +168,21 @@ def test_one_seed_gives_one_ranking() -> None:
     for row in (*first, *second):
         del row["fit_seconds"]
     assert first == second
+
+
+def test_too_few_latents_to_compare_on_are_told() -> None:
+    with pytest.raises(DataError, match="to set 8 aside.*got 30 in all"):
+        auto("fake", data=X[:30])
+
+
+def test_what_a_classifier_cannot_tell_apart_is_ranked_by_energy() -> None:
+    rows = [
+        {"c2st": 0.42, "energy": 0.3},
+        {"c2st": 0.49, "energy": 0.1},
+        {"c2st": 0.51, "energy": 0},
+    ]
+    ranked = sorted([*rows, {"error": "it"}], key=lambda row: latentfit.auto._rank(row, "c2st"))
+    assert ranked == [rows[1], rows[0], rows[2], {"error": "it"}]
 
 
 def test_the_options_are_checked_before_anything_is_fitted() -> None:

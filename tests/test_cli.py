@@ -706,3 +706,11 @@ def test_an_input_is_not_written_over(run, folder, words):
     assert (code, out) == (1, "")
     assert "Expected another file to write than the input" in err
     assert (folder / words[-1]).read_bytes() == before
+
+
+def test_a_module_that_ends_the_process_is_told(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ends_at_once.py").write_text("raise SystemExit(3)\n")
+    code, out, err = run("check", "ends_at_once:Sampler")
+    assert (code, out) == (2, "")
+    assert "importing 'ends_at_once' raised SystemExit: 3" in err

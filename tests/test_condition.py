@@ -103,7 +103,8 @@ def test_datasets_without_usable_labels_are_told(dataset: Any, message: str) -> 
     "labels, message",
     [
         (Y[:-1], r"Expected 600 labels.*got torch.int64 \(599,\)"),
-        (torch.zeros(N, 2, dtype=torch.int64), r"got torch.int64 \(600, 2\)"),
+        (torch.zeros(N, 2, dtype=torch.int64), r"got torch.int64 \(600, 2\). Of one-hot.*argmax"),
+        (["cat"] * N, "return_inverse"),
         (torch.full((N,), math.nan), "finite; got 600 that are NaN"),
         (torch.zeros(N, dtype=torch.complex64), "complex64"),
         (3.0, r"got torch.float64 \(\)"),
@@ -297,7 +298,7 @@ def test_without_a_condition_there_are_no_contexts() -> None:
 
 
 def test_a_kind_that_a_method_cannot_take_is_refused() -> None:
-    with pytest.raises(OptionError, match=r"'recorder' can take \('classes'\); got 'vector'"):
+    with pytest.raises(OptionError, match=r"'recorder' can take \('classes'\); got 'vector'.*long"):
         fit_class(Recorder, X, method="recorder", labels=X)
 
 
@@ -318,12 +319,17 @@ def test_a_method_without_conditions_refuses_before_it_encodes(
 
 
 def test_standardised_vectors_are_contexts() -> None:
-    condition = fit_condition(as_labels(np.array([1.0, 3.0, 5.0]), 3))
+    condition = fit_condition(as_labels(np.array([1.5, 3.5, 5.5]), 3))
     assert isinstance(condition, Vector)
-    encoded = condition.encode([1.0, 3.0, 5.0], 3)
+    encoded = condition.encode([1.5, 3.5, 5.5], 3)
     torch.testing.assert_close(encoded[:, 0], torch.tensor([-1.0, 0, 1]) * math.sqrt(1.5))
-    constant = fit_condition(torch.full((4, 1), 7.0))
-    assert torch.equal(constant.encode(7.0, 2), torch.zeros(2, 1))
+    constant = fit_condition(torch.full((4, 1), 7.5))
+    assert torch.equal(constant.encode(7.5, 2), torch.zeros(2, 1))
+
+
+def test_whole_numbers_of_a_floating_dtype_are_a_vector_with_a_warning() -> None:
+    with pytest.warns(UserWarning, match=r"whole numbers of a floating dtype.*y\.long"):
+        assert fit_condition(as_labels(Y.float())).describe() == {"kind": "vector", "dim": 1}
 
 
 def test_booleans_are_two_classes() -> None:

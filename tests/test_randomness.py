@@ -87,3 +87,18 @@ def test_none_is_a_new_seed_each_time() -> None:
 def test_anything_else_is_refused(seed: object) -> None:
     with pytest.raises(OptionError, match="Expected seed as a whole number"):
         check_seed(seed)
+
+
+def test_the_generator_and_the_global_state_draw_different_numbers() -> None:
+    for seed in (0, 1, 2**62):
+        with isolated_rng(seed, torch.device("cpu")) as generator:
+            own, shared = torch.randn(1000, generator=generator), torch.randn(1000)
+        assert abs(float((own * shared).mean())) < 0.15
+
+
+def test_seeds_give_different_global_numbers() -> None:
+    drawn = []
+    for seed in range(50):
+        with isolated_rng(seed, torch.device("cpu")):
+            drawn.append((random.random(), float(np.random.rand()), float(torch.rand(()))))  # noqa: NPY002
+    assert all(len(set(column)) == 50 for column in zip(*drawn, strict=True))

@@ -353,7 +353,8 @@ def test_of_two_plugins_with_one_name_none_is_picked(site: Site) -> None:
     for info in infos:
         assert "impostor 1.2 and latentfit" in str(info.error)
     with pytest.raises(
-        DuplicatePluginError, match="'realnvp' is registered by impostor 1.2 and lat"
+        DuplicatePluginError,
+        match="'realnvp' is registered by impostor 1.2 and lat.*rename that of impostor",
     ):
         load_sampler_class("realnvp")
     assert load_sampler_class("spline").__name__ == "Spline"

@@ -250,6 +250,7 @@ class PromisesDensity(Mutant):
         "one_dimension_is_handled",
         "repeated_rows_are_handled",
         "dependent_columns_are_handled",
+        "many_columns_are_handled",
         "heavy_tails_are_handled",
         "constant_dimensions_come_back",
         "process_is_left_as_it_was",
@@ -436,6 +437,7 @@ class ScoresEachTimeOtherwise(Mutant):
     breaks = (
         "log_prob_of_a_row_is_its_own",
         "state_is_complete",
+        "many_columns_are_handled",
         "saved_sampler_works_in_a_fresh_process",
     )
     calls: ClassVar[int] = 0
@@ -665,13 +667,33 @@ class NeedsDifferentRows(Mutant):
 
 
 class NeedsFullRank(Mutant):
-    breaks = ("dependent_columns_are_handled",)
+    breaks = ("dependent_columns_are_handled", "many_columns_are_handled")
 
     def covariance(self, residual: Tensor) -> Tensor:
         covariance = super().covariance(residual)
         if len(residual) > 5 and float(torch.linalg.eigvalsh(covariance)[0]) < 2 * self.ridge:
             raise torch.linalg.LinAlgError("singular")
         return covariance
+
+
+class NeedsMoreRowsThanColumns(Mutant):
+    breaks = ("many_columns_are_handled",)
+
+    def covariance(self, residual: Tensor) -> Tensor:
+        n, dim = residual.shape
+        return super().covariance(residual) / (n > dim or n <= 5)
+
+
+class EstimatesInManyColumns(Mutant):
+    breaks = ("many_columns_are_handled",)
+
+    def log_prob(self, rows: Tensor, context: Tensor | None = None) -> Tensor:
+        values = super().log_prob(rows, context)
+        if rows.shape[1] < 65:
+            return values
+        fixed = torch.Generator(rows.device).manual_seed(0)
+        noise = torch.randn(len(rows), generator=fixed, device=rows.device)  # by position
+        return values * (1 + 0.01 * noise)
 
 
 class NeedsLightTails(Mutant):

@@ -81,7 +81,7 @@ def curves(
     for position, (name, history) in enumerate(histories.items(), start=1):
         axes = figure.add_subplot(rows, columns, position)
         for key, values in history.items():
-            if key != "step" and len(values) == len(history["step"]):
+            if key.endswith("_loss") and len(values) == len(history["step"]):
                 axes.plot(history["step"], values, label=key.replace("_", " "), linewidth=1.2)
         axes.set_title(name, parse_math=False)
         axes.set_xlabel("step")
@@ -96,7 +96,9 @@ def curves(
 def _is_curve(history: Mapping[str, Sequence[float]]) -> bool:
     """Tell whether there is something to draw; methods in closed form have nothing, or a point."""
     steps = len(history.get("step", ()))
-    return steps > 1 and any(key != "step" and len(history[key]) == steps for key in history)
+    return steps > 1 and any(
+        key.endswith("_loss") and len(history[key]) == steps for key in history
+    )
 
 
 def embeddings(

@@ -73,6 +73,11 @@ def import_object(name: str, what: str) -> Any:
             f"Expected {what} to name a module that is installed or in {os.getcwd()}; "
             f"there is no {error.name!r}."
         ) from error
+    except SystemExit as error:  # the module's own; it must not end the command without a word
+        raise click.UsageError(
+            f"Expected {what} to name a module that can be imported; importing {module_name!r} raised "
+            f"SystemExit: {error}."
+        ) from error
     for part in attribute.split("."):
         if not hasattr(found, part):
             raise click.UsageError(f"Expected {what} {name}; {module_name} has no {attribute!r}.")

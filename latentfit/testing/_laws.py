@@ -38,6 +38,7 @@ from latentfit.testing._rows import (
     few_rows_are_handled,
     fit_needs_no_held_out_rows,
     heavy_tails_are_handled,
+    many_columns_are_handled,
     one_dimension_is_handled,
     repeated_rows_are_handled,
     rows_are_not_modified,
@@ -97,6 +98,7 @@ LAWS: tuple[Law, ...] = (
     one_dimension_is_handled,
     repeated_rows_are_handled,
     dependent_columns_are_handled,
+    many_columns_are_handled,
     heavy_tails_are_handled,
     constant_dimensions_come_back,
     # the process

@@ -137,6 +137,34 @@ def test_the_solver_is_of_fourth_order() -> None:
     assert (ratio < 25).all()
 
 
+class SineField(nn.Module):
+    """v(x, t) = sin x, whose divergence changes along a path."""
+
+    def forward(self, x: Tensor, t: float, context: Tensor | None = None) -> Tensor:
+        return x.sin()
+
+    def with_divergence(
+        self, x: Tensor, t: float, context: Tensor | None, directions: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        return self(x, t), x.cos() @ directions.square().mean(0)
+
+
+def test_a_divergence_that_changes_along_the_path_is_integrated_to_fourth_order() -> None:
+    x = torch.linspace(-2.5, 2.5, 41, dtype=torch.float64)
+    x = torch.stack((x, x.flip(0) / 2), 1)
+    # tan(x / 2) grows by the factor e.
+    tangent = (x / 2).tan()
+    noise = 2 * (tangent / math.e).atan()
+    slope = (1 + tangent.square()) / (1 + (tangent / math.e).square()) / math.e
+    error = []
+    for steps in (8, 16):
+        back, log_determinant = carried_by(SineField(), 2, steps).to_base(x)
+        torch.testing.assert_close(back, noise, rtol=0, atol=1e-4)
+        error.append(float((log_determinant - slope.log().sum(1)).abs().max()))
+    assert error[0] < 1e-4
+    assert 12 < error[0] / error[1] < 25
+
+
 def test_a_linear_field_flows_by_the_matrix_exponential() -> None:
     matrix = normal(4, 4, seed=3).double() / 2
     plugin = carried_by(LinearField(matrix), 4, 20)
@@ -258,6 +286,20 @@ def test_components_are_drawn_from_their_posterior() -> None:
     density = torch.distributions.Normal(means, scales).log_prob(torch.tensor(0.4)).exp()
     weighted = mixture.logits.softmax(0) * density
     assert float(got) == pytest.approx(float(weighted[1] / weighted.sum()), abs=0.015)
+
+
+@pytest.mark.parametrize("components", [1, 3])
+def test_paths_start_like_samples_of_their_component(components: int) -> None:
+    plugin = built(2, components=components)
+    rows = normal(900, 2) @ torch.tensor([[1.0, 0.8], [0.0, 0.3]])
+    plugin.noise.fit(rows + 3 * torch.arange(900)[:, None] % 9, seeded(0))
+    draw = latentfit_flow_matching._component_sampler(plugin.noise)
+    for k in range(components):
+        starts = draw(torch.full((20_000,), k), seeded(1))
+        root = plugin.noise.off_diagonal[k].triu(1) + plugin.noise.log_diagonal[k].exp().diag()
+        covariance = torch.linalg.inv(root @ root.T)
+        assert (starts.mean(0) - plugin.noise.means[k]).abs().max() < 0.1
+        torch.testing.assert_close(starts.T.cov(), covariance, rtol=0.05, atol=0.05)
 
 
 def test_the_loss_is_random_in_training_and_fixed_in_evaluation() -> None:
