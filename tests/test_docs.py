@@ -194,3 +194,9 @@ def test_every_system_is_on_the_benchmark_page(name, capsys):
     page = (ROOT / "docs" / "benchmarks.md").read_text("utf-8")
     assert len(systems) == 9
     assert [system for system in systems if f"| {system} | " not in page] == []
+
+
+def test_every_check_is_on_the_conformance_page_with_its_law():
+    page = (ROOT / "docs" / "conformance.md").read_text("utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| (.*) \|$", page, re.MULTILINE)
+    assert rows == list(latentfit.testing.list_checks().items())

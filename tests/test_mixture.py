@@ -194,7 +194,7 @@ def test_the_fast_mean_is_that_of_the_exact_log_densities(dim: int, components: 
 def test_thin_components_are_fitted_in_double_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     # Columns that nearly agree: in float32 their squares and products cancel to nothing.
     x = torch.randn(2000, 1, generator=generator()).expand(-1, 2)
-    x = x + 3e-3 * torch.randn(2000, 2, generator=generator(1))
+    x = x + 2e-3 * torch.randn(2000, 2, generator=generator(1))
     model = GaussianMixture(2, 3).requires_grad_(False)
     model.fit(x, generator())
     exact = float(model.double().log_prob(x.double()).mean())
@@ -202,7 +202,7 @@ def test_thin_components_are_fitted_in_double_precision(monkeypatch: pytest.Monk
     theirs = Reference(1, reg_covar=2e-6).fit(x.double().numpy()).score(x.double().numpy())
     assert exact > theirs - 0.02
     monkeypatch.setattr(mixture, "_SINGLE", float("inf"))
-    assert model.mean_log_prob(x) != pytest.approx(exact, abs=1e-3)
+    assert model.mean_log_prob(x) != pytest.approx(exact, abs=3e-4)
 
 
 def test_kmeans_is_as_good_as_scikit_learns() -> None:

@@ -82,8 +82,8 @@ def test_wheel_registers_every_entry_point(wheel):
         for name, value in table.items():
             assert f"{name} = {value}" in lines
             module, _, attribute = value.partition(":")
-            file = module.replace(".", "/") + ".py"
-            assert file in wheel.namelist()
+            path = module.replace(".", "/")
+            file = next(n for n in wheel.namelist() if n in (f"{path}.py", f"{path}/__init__.py"))
             assert attribute in wheel.read(file).decode()
 
 
@@ -187,6 +187,7 @@ def test_signature_of_fit():
     ]
     assert defaults == {
         "method": "realnvp",
+        "condition": None,
         "decoder": None,
         "transform": "standardize",
         "validation": 0.1,

@@ -74,6 +74,13 @@ Examples:
 @click.argument("method")
 @settings_option
 @click.option("--only", multiple=True, metavar="CHECK", help="A check to run; repeatable.")
+@click.option(
+    "--max-seconds",
+    type=click.FloatRange(min=0, min_open=True),
+    default=20.0,
+    show_default=True,
+    help="What a fit may take whose quality is judged; there are up to three.",
+)
 @_JSON
 @click.pass_context
 def check(
@@ -81,6 +88,7 @@ def check(
     method: str,
     settings: tuple[str, ...],
     only: tuple[str, ...],
+    max_seconds: float,
     as_json: bool,
 ) -> None:
     """Run the conformance suite on a sampler.
@@ -101,7 +109,10 @@ def check(
     width = max(map(len, only or known))
     results = []
     for result in run_checks(
-        cls if ":" in method else method, parse_option_strings(cls, texts), only=only or None
+        cls if ":" in method else method,
+        parse_option_strings(cls, texts),
+        max_seconds=max_seconds,
+        only=only or None,
     ):
         results.append(result)
         if not as_json:

@@ -26,7 +26,7 @@ _KINDS = ("classes", "vector")
 
 
 def conditions_are_declared(lab: Lab) -> None:
-    """Conditions names known kinds, sample and log_prob take a context then, and others are refused."""
+    """The kinds in conditions are known, sample and log_prob take a context then, others are refused."""
     name = lab.cls.__name__
     declared: Any = lab.cls.conditions
     expect(

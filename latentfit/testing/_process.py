@@ -38,7 +38,7 @@ def process_is_left_as_it_was(lab: Lab) -> None:
     name = lab.cls.__name__
     fitted = (
         lab.brief()
-    )  # what importing a library changes at its first use is not the sampler's doing
+    )  # a library that is imported at its first use may change things: not counted
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         _fit_again(lab, watch := _Watch())
         expect_same(watch.before, watch.after, f"{name}.fit")
@@ -47,9 +47,8 @@ def process_is_left_as_it_was(lab: Lab) -> None:
             drawn = fitted.draw(5)
         expect_same(before, settings(), f"{name}.sample")
         if lab.cls.has_density:
-            before = (
-                settings() | random_states()
-            )  # latentfit gives random states back around fit and sample
+            # Around fit and sample latentfit gives the random states back itself.
+            before = settings() | random_states()
             fitted.score(drawn)
             expect_same(before, settings() | random_states(), f"{name}.log_prob")
 
@@ -101,9 +100,8 @@ def fit_ends_near_max_seconds(lab: Lab) -> None:
     expect(
         seconds < _BUDGET + _SLACK,
         f"Expected {lab.cls.__name__}.fit to end near max_seconds={_BUDGET:g} on 4,000 rows; it "
-        f"took {seconds:.1f} s of processor time. Count training steps with run.steps(total), and "
-        "ask run.elapsed() >= "
-        "1 in other loops.",
+        f"took {seconds:.1f} s of processor time. Count training steps with run.steps(total), and ask "
+        "run.elapsed() >= 1 in other loops.",
     )
 
 
