@@ -45,7 +45,7 @@ class Spline(_SplineFlow):
     """Rational-quadratic coupling layers on a normal or a mixture base; the identity beyond ``tail_bound``.
 
     Args:
-        layers: Coupling layers, each after a random permutation of the dimensions.
+        layers: Coupling layers; in pairs they transform all dimensions, in an order drawn at random.
         hidden: Width of each coupling network.
         blocks: Residual blocks in each coupling network.
         bins: Bins of each spline.
@@ -85,10 +85,12 @@ class Spline(_SplineFlow):
             transforms.append(_Autoregressive(1, self.hidden, self.blocks, context, settings))
         elif dim == 1:
             transforms.append(PiecewiseRationalQuadraticCDF([1], **settings))
-        for _ in range(self.layers if dim > 1 else 0):
-            transforms.append(RandomPermutation(dim))
+        for layer in range(self.layers if dim > 1 else 0):
+            # By chance alone all layers might transform the same columns: each second takes the others.
+            if layer % 2 == 0:
+                transforms.append(RandomPermutation(dim))
             coupling = _Coupling(
-                torch.arange(dim) % 2,
+                (torch.arange(dim) + layer) % 2,
                 lambda n_in, n_out: ResidualNet(
                     n_in, n_out, self.hidden, context_features=context, num_blocks=self.blocks
                 ),
