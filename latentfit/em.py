@@ -19,7 +19,8 @@ _PACKED_DIM = (
 )
 _LEAST = -60.0  # the log of a share that counts; smaller ones become denormals, which are slow
 _KMEANS_ROWS = 20_000
-_KMEANS_STEPS = 5
+_KMEANS_STEPS = 30  # of Lloyd's, and what the next has to gain in squared distance
+_KMEANS_GAIN = 1e-3
 
 
 class Terms(NamedTuple):
@@ -168,7 +169,7 @@ def factorise(matrices: Tensor) -> Tensor:
 
 
 def kmeans(x: Tensor, k: int, generator: torch.Generator) -> Tensor:
-    """Find centres (k, D) of rows near zero, on at most 20,000 of them: greedy k-means++, then Lloyd's steps.
+    """Find centres (k, D) of rows near zero, on at most 20,000 of them: greedy k-means++, then Lloyd's.
 
     Each new centre is the best of a few candidates, drawn by their squared distances (Arthur and
     Vassilvitskii, 2007). Not scikit-learn's: that one adds up in the order in which its threads finish, so
@@ -190,10 +191,15 @@ def kmeans(x: Tensor, k: int, generator: torch.Generator) -> Tensor:
         best = to_each.sum(1).argmin()
         distance = to_each[best]
         chosen.append(x[index[best]])
-    centres = torch.stack(chosen)
+    centres, before = torch.stack(chosen), math.inf
     for _ in range(_KMEANS_STEPS):
         nearness = torch.addmm(-0.5 * centres.square().sum(1, keepdim=True), centres, columns)
-        member = (nearness == nearness.amax(0)).to(x)
+        largest = nearness.amax(0)
+        spread = float((squares - 2 * largest).mean())  # the mean squared distance from the nearest
+        if spread >= (1 - _KMEANS_GAIN) * before:
+            break
+        before = spread
+        member = (nearness == largest).to(x)
         count = member.sum(1, keepdim=True)
         centres = torch.where(count > 0, member @ x / count.clamp_min(1), centres)
     return centres

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,20 @@ _RIDGE = 1e-6
 def mixture_size(n: int, dim: int, *, most: int = 100) -> int:
     """Choose the number of components that n rows of dim columns support: a row for each parameter."""
     return max(1, min(most, n // (dim * (dim + 3) // 2)))
+
+
+class Sums(NamedTuple):
+    """What an M step needs of the rows.
+
+    Attributes:
+        likelihood: Their mean log density before the step.
+        terms: Sums over them, weighted by the components' shares.
+        centre: What was subtracted from them, (D,).
+    """
+
+    likelihood: float
+    terms: Terms
+    centre: Tensor
 
 
 class GaussianMixture(nn.Module):
@@ -160,28 +175,69 @@ class GaussianMixture(nn.Module):
             torch.zeros_like(self.off_diagonal),
             centres.new_zeros(self.components, 0 if classes is None else self.context_dim),
         )
-        _, sums = expect(x, centre, near, classes)
-        self._maximise(sums, centre, shrinkage)
+        _, terms = expect(x, centre, near, classes)
+        self.maximise(Sums(math.nan, terms, centre), shrinkage)
 
-    @torch.no_grad()
     def improve(self, x: Tensor, *, context: Tensor | None = None, shrinkage: float = 1.0) -> float:
-        """Take one EM step.
-
-        Each covariance is shrunk towards the pooled one, so that a component with few rows stays regular;
-        without shrinkage no step lowers the likelihood.
+        """Take one EM step: :meth:`expect`, then :meth:`maximise`.
 
         Args:
             x: Rows (n, D), n >= 1.
             context: Their contexts (n, C); those that are not one-hot are not looked at.
-            shrinkage: The weight of the pooled covariance, in units of D rows.
+            shrinkage: See :meth:`maximise`.
 
         Returns:
             The mean log density of the rows before the step.
         """
+        sums = self.expect(x, context)
+        self.maximise(sums, shrinkage)
+        return sums.likelihood
+
+    @torch.no_grad()
+    def expect(self, x: Tensor, context: Tensor | None = None) -> Sums:
+        """Take the E step on rows x (n, D): add up what the M step needs of them."""
         centre, classes = x.mean(0), self._classes(context)
-        total, sums = expect(x, centre, self._weights(centre, classes is not None), classes)
-        self._maximise(sums, centre, shrinkage)
-        return float(total) / len(x)
+        total, terms = expect(x, centre, self._weights(centre, classes is not None), classes)
+        return Sums(float(total) / len(x), terms, centre)
+
+    @torch.no_grad()
+    def maximise(self, sums: Sums, shrinkage: float = 1.0) -> None:
+        """Take the M step.
+
+        Each covariance is shrunk towards the one within all components, scaled to its own size, so that a
+        component with few rows stays regular. Without shrinkage no step lowers the likelihood.
+
+        Args:
+            sums: What :meth:`expect` returned.
+            shrinkage: The weight of the common covariance, in units of D rows.
+        """
+        (_, terms, centre), d = sums, self.dim
+        count = terms.one
+        safe = count.clamp_min(1e-6)
+        means = terms.linear / safe[:, None]
+        scatter = terms.products - count[:, None, None] * means[:, :, None] * means[:, None]
+        common = scatter.sum(0) / count.sum()
+        usual, own = common.trace().clamp_min(1e-30), torch.einsum("kii->k", scatter)
+        size = (own + d * usual) / (safe + d) / usual  # its own, and less so with few rows
+        prior = shrinkage * d
+        covariance = (scatter + prior * size[:, None, None] * common) / (safe + prior)[
+            :, None, None
+        ]
+        diagonal = covariance.diagonal(dim1=1, dim2=2)
+        diagonal += _RIDGE * (1 + diagonal.amax(1, keepdim=True))
+        # With C = L L', the precision is L^-T L^-1; P must be upper triangular, and L^-T is.
+        eye = torch.eye(d, dtype=count.dtype, device=count.device).expand(len(count), -1, -1)
+        factor = torch.linalg.solve_triangular(factorise(covariance), eye, upper=False).mT
+        weights = safe / safe.sum()
+        self.logits.copy_(weights.log())
+        self.means.copy_(means + centre)
+        self.log_diagonal.copy_(factor.diagonal(dim1=1, dim2=2).log())
+        self.off_diagonal.copy_(factor.triu(1))
+        if self.gate is not None and terms.extra.shape[1]:
+            # One more row of each class is spread as all rows are: nothing is impossible or undefined.
+            by_class = terms.extra.T
+            share = (by_class + weights) / (by_class.sum(1, keepdim=True) + 1)
+            self.gate.copy_((share / weights).log())
 
     @torch.no_grad()
     def mean_log_prob(self, x: Tensor, context: Tensor | None = None) -> float:
@@ -263,27 +319,3 @@ class GaussianMixture(nn.Module):
         cancelling = torch.einsum("ki,kij,kj->k", size, precision.abs(), size).max()
         weights = Terms(constant, linear, -0.5 * precision, extra)
         return weights.to(torch.float32) if float(cancelling) < _SINGLE else weights
-
-    def _maximise(self, sums: Terms, centre: Tensor, shrinkage: float) -> None:
-        """Take the M step from the sums of the rows' terms."""
-        count = sums.one
-        safe = count.clamp_min(1e-6)
-        means = sums.linear / safe[:, None]
-        scatter = sums.products - count[:, None, None] * means[:, :, None] * means[:, None]
-        pooled, prior = scatter.sum(0) / count.sum(), shrinkage * self.dim
-        covariance = (scatter + prior * pooled) / (safe + prior)[:, None, None]
-        diagonal = covariance.diagonal(dim1=1, dim2=2)
-        diagonal += _RIDGE * (1 + diagonal.amax(1, keepdim=True))
-        # With C = L L', the precision is L^-T L^-1; P must be upper triangular, and L^-T is.
-        eye = torch.eye(self.dim, dtype=count.dtype, device=count.device).expand(len(count), -1, -1)
-        factor = torch.linalg.solve_triangular(factorise(covariance), eye, upper=False).mT
-        weights = safe / safe.sum()
-        self.logits.copy_(weights.log())
-        self.means.copy_(means + centre)
-        self.log_diagonal.copy_(factor.diagonal(dim1=1, dim2=2).log())
-        self.off_diagonal.copy_(factor.triu(1))
-        if self.gate is not None and sums.extra.shape[1]:
-            # One more row of each class is spread as all rows are: nothing is impossible or undefined.
-            by_class = sums.extra.T
-            share = (by_class + weights) / (by_class.sum(1, keepdim=True) + 1)
-            self.gate.copy_((share / weights).log())

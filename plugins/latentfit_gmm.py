@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ _SURE = (
 _WORTH = 0.01  # nats per row: what twice as many components have to gain
 _EVERY = 5  # EM steps between two looks at the held-out rows
 _TRIAL = 10  # EM steps that each number of components is judged by
+_SHRINKAGES = (0.001, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 _ASIDE = 0.1
 
 _NonNegative = Annotated[float, Interval(0)]
@@ -32,8 +33,8 @@ class GMM(Sampler):
     """A Gaussian mixture with full covariances, fitted by EM from a k-means++ start.
 
     EM (Dempster, Laird and Rubin, 1977) runs until the held-out likelihood gains too little, and its best
-    step is kept; the number of components is chosen likewise. Without held-out rows a tenth of the rows is
-    set aside to choose by, and the mixture is then fitted to all of them.
+    step is kept; the number of components and how far their covariances are shrunk are chosen likewise.
+    Without held-out rows a tenth of the rows is set aside to choose by; then the mixture is fitted to all.
 
     Under classes the components are shared, and each class has its own weights. Under a vector the mixture is
     that of condition and row together, and what follows from it for the row given the condition is exact.
@@ -42,7 +43,8 @@ class GMM(Sampler):
         components: The number of Gaussians; None chooses among 1, 2, 4, 8, ... by held-out likelihood.
         iterations: EM steps at most, for each number that is tried.
         tolerance: EM ends when it gains less than so many nats per row and step.
-        shrinkage: The weight of the pooled covariance in each component's, in units of D rows.
+        shrinkage: The weight in each covariance of the one common to all, in units of D rows; None chooses it
+            by held-out likelihood, again and again.
     """
 
     has_density = True
@@ -54,7 +56,7 @@ class GMM(Sampler):
         components: Annotated[int, Interval(1)] | None = None,
         iterations: Annotated[int, Interval(1)] = 100,
         tolerance: _NonNegative = 2e-4,
-        shrinkage: _NonNegative = 1.0,
+        shrinkage: _NonNegative | None = None,
     ) -> None:
         super().__init__()
         self.components = components
@@ -81,19 +83,22 @@ class GMM(Sampler):
         """Choose the number of components, and fit them."""
         train = self._join(rows, run.context)
         watched = self._join(held_out, run.held_out_context)
+        choice = self.ladder[-1] > 1 and None in (self.components, self.shrinkage)
         if len(held_out):
             best, by = self._choose(train, watched, run), "held-out rows"
-        elif len(self.ladder) == 1:
-            best, by = self._choose(train, None, run), "training rows"
-        else:
+        elif choice and len(rows) > 1:
             order = torch.randperm(len(rows), generator=run.generator, device=rows.device)
             aside = max(1, round(_ASIDE * len(rows)))
             chosen = self._choose(train.pick(order[aside:]), train.pick(order[:aside]), run)
             best, by = self._again(chosen, train, run), "a tenth of the training rows"
+        else:
+            best, by = self._choose(train, None, run), "training rows"
         k = best.mixture.components
         self.mixture.head(components=k).load_state_dict(best.mixture.state_dict())
         self.used.fill_(k)
         run.facts |= {"components": k, "iterations": best.steps, "chosen_by": by}
+        if k > 1:
+            run.facts["shrinkage"] = best.shrinkage
 
     def sample(self, n: int, generator: torch.Generator, context: Tensor | None = None) -> Tensor:
         """Draw n rows, (n, D)."""
@@ -121,13 +126,15 @@ class GMM(Sampler):
     def _choose(self, train: _Rows, watched: _Rows | None, run: Run) -> _Fit:
         """Begin with more and more components until that gains little, and finish the best two."""
         fits: list[_Fit] = []
+        shrinkage = 1.0 if self.shrinkage is None else self.shrinkage
         for rung, k in enumerate(self.ladder):
             if fits and run.elapsed() >= 1:
                 break
-            fit = _Fit(self._start(k, train, run), -math.inf, 0)
+            fit = self._start(k, train, run, shrinkage)
             if len(self.ladder) > 1:
                 fit = self._em(fit, train, watched, run, rung, min(_TRIAL, self.iterations))
             gain = fit.score - max((other.score for other in fits), default=-math.inf)
+            shrinkage = fit.shrinkage
             fits.append(fit)
             if k > _SURE and gain < _WORTH:
                 break
@@ -140,66 +147,74 @@ class GMM(Sampler):
         return max(best, key=lambda fit: fit.score)
 
     def _em(
-        self,
-        begin: _Fit,
-        train: _Rows,
-        watched: _Rows | None,
-        run: Run,
-        rung: int,
-        steps: int,
+        self, begin: _Fit, train: _Rows, watched: _Rows | None, run: Run, rung: int, steps: int
     ) -> _Fit:
         """Take EM steps, and return the one that was best on the rows watched, or else the last."""
-        best, mixture = begin, copy.deepcopy(begin.mixture)
-        k = mixture.components
-        for step in range(begin.steps, steps + 1):
+        best, now = begin, copy.deepcopy(begin)
+        mixture = now.mixture
+        for now.steps in range(begin.steps, steps + 1):
+            sums = mixture.expect(train.rows, train.context)
             # One Gaussian is known after the start.
-            last = step == steps or k == 1 or run.elapsed() >= 1
-            look = step % _EVERY == 0 or last
-            score = watched.score(mixture) if look and watched is not None else math.nan
-            now = copy.deepcopy(mixture) if look else mixture
-            likelihood = mixture.improve(
-                train.rows, context=train.context, shrinkage=self.shrinkage
-            )
-            if not look:
-                continue
-            likelihood -= train.of_contexts(now)
-            score = likelihood if watched is None else score
-            if not math.isfinite(score):
-                raise DivergenceError(
-                    f"Expected a finite likelihood; got {score} with {k} components. Check the latents for "
-                    "outliers, or standardise them."
-                )
-            curves = {} if watched is None else {"validation_loss": -score}
-            run.log(
-                rung * self.iterations + step,
-                (len(self.ladder) + 2) * self.iterations,
-                train_loss=-likelihood,
-                components=k,
-                **curves,
-            )
-            gain = score - best.score
-            if gain >= 0 or watched is None:
-                best = _Fit(now, score, step)
-            if last or (gain < _EVERY * self.tolerance and step > begin.steps):
-                break
+            last = now.steps == steps or mixture.components == 1 or run.elapsed() >= 1
+            if now.steps % _EVERY == 0 or last:
+                likelihood = sums.likelihood - train.of_contexts(mixture)
+                now.score = likelihood if watched is None else watched.score(mixture)
+                self._log(now, likelihood, watched, run, rung)
+                gain = now.score - best.score
+                if gain >= 0 or watched is None:
+                    best = copy.deepcopy(now)
+                if last or (gain < _EVERY * self.tolerance and now.steps > begin.steps):
+                    break
+                if self.shrinkage is None and watched is not None:
+                    now.shrinkage = self._shrink(now, sums, watched)
+            mixture.maximise(sums, now.shrinkage)
         return best
+
+    def _shrink(self, fit: _Fit, sums: Any, watched: _Rows) -> float:
+        """Find the shrinkage of the M step that the rows watched are likeliest after."""
+        scores = {}
+        for shrinkage in (fit.shrinkage, *_SHRINKAGES):
+            fit.mixture.maximise(sums, shrinkage)
+            scores[shrinkage] = watched.score(fit.mixture)
+        best = max(scores, key=lambda shrinkage: scores[shrinkage])
+        # Few components need none, and chance would choose.
+        worth = scores[best] - scores[fit.shrinkage] > self.tolerance
+        return best if worth else fit.shrinkage
+
+    def _log(
+        self, fit: _Fit, likelihood: float, watched: _Rows | None, run: Run, rung: int
+    ) -> None:
+        """Add a point to the training curves.
+
+        Raises:
+            DivergenceError: The likelihood is not finite.
+        """
+        k = fit.mixture.components
+        if not math.isfinite(likelihood + fit.score):
+            raise DivergenceError(
+                f"Expected a finite likelihood; got {likelihood} with {k} components. Check the latents for "
+                "outliers, or standardise them."
+            )
+        curves = {} if watched is None else {"validation_loss": -fit.score}
+        step = rung * self.iterations + fit.steps
+        total = (len(self.ladder) + 2) * self.iterations
+        run.log(step, total, train_loss=-likelihood, components=k, **curves)
 
     def _again(self, chosen: _Fit, train: _Rows, run: Run) -> _Fit:
         """Fit as many components in as many steps to other rows."""
         if run.elapsed() >= 1:
             return chosen
-        mixture = self._start(chosen.mixture.components, train, run)
-        steps = 0
-        while steps < chosen.steps and run.elapsed() < 1:
-            mixture.improve(train.rows, context=train.context, shrinkage=self.shrinkage)
-            steps += 1
-        return _Fit(mixture, chosen.score, steps)
+        fit = self._start(chosen.mixture.components, train, run, chosen.shrinkage)
+        while fit.steps < chosen.steps and run.elapsed() < 1:
+            fit.mixture.improve(train.rows, context=train.context, shrinkage=fit.shrinkage)
+            fit.steps += 1
+        return fit
 
-    def _start(self, k: int, train: _Rows, run: Run) -> GaussianMixture:
+    def _start(self, k: int, train: _Rows, run: Run, shrinkage: float) -> _Fit:
         mixture = GaussianMixture(self.mixture.dim, k, self.mixture.context_dim)
         mixture.requires_grad_(False).to(train.rows.device)
-        mixture.start(train.rows, run.generator, context=train.context, shrinkage=self.shrinkage)
-        return mixture
+        mixture.start(train.rows, run.generator, context=train.context, shrinkage=shrinkage)
+        return _Fit(mixture, shrinkage)
 
 
 @dataclass
@@ -230,8 +245,9 @@ class _Fit:
     """A mixture after some EM steps, and what it scored."""
 
     mixture: GaussianMixture
-    score: float
-    steps: int
+    shrinkage: float
+    score: float = -math.inf
+    steps: int = 0
 
 
 class Gaussian(Sampler):

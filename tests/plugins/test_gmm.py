@@ -119,6 +119,28 @@ def test_the_training_curve_shows_every_candidate_and_rises() -> None:
     assert min(run.history["validation_loss"]) == pytest.approx(best)
 
 
+def test_shrinkage_follows_the_held_out_rows() -> None:
+    draw = generator()
+    # Thin clusters, each turned its own way: what is common to all says nothing of one.
+    turns = torch.linalg.qr(torch.randn(6, 4, 4, generator=draw)).Q
+    which = torch.randint(6, (3600,), generator=draw)
+    noise = torch.randn(3600, 4, generator=draw) * torch.tensor([1.0, 1, 0.03, 0.03])
+    thin = 6 * turns[which, 0] + torch.einsum("nij,nj->ni", turns[which], noise)
+    # Few rows of one shape: nearly all that is known of a component is known from the others.
+    equal = 3 * torch.randn(12, 4, generator=draw)[torch.randint(12, (3600,), generator=draw)]
+    equal = equal + 0.5 * torch.randn(3600, 4, generator=draw)
+    for x, components, n, low, high in ((thin, 6, 3000, 0, 0.03), (equal, 12, 200, 0.3, 20)):
+        scores = {}
+        for shrinkage in (None, 0.0, 0.3, 10.0):
+            sampler = GMM(components=components, shrinkage=shrinkage)
+            model, run = fitted(sampler, x[:n], x[n : n + 300])
+            scores[shrinkage] = float(model.log_prob(x[n + 300 :]).mean())
+            if shrinkage is None:
+                assert low < run.facts["shrinkage"] < high
+        assert scores[None] > max(scores.values()) - 0.06
+        assert scores[None] > min(scores.values()) + 0.3
+
+
 def test_overfitting_is_stopped_at_the_best_step() -> None:
     x = torch.randn(200, 4, generator=generator())
     held_out = torch.randn(2000, 4, generator=generator(2))
@@ -265,7 +287,10 @@ def test_each_class_has_its_gaussian_and_few_rows_lean_on_the_others() -> None:
 
 def test_many_conditions_do_not_make_a_gaussian_too_sure() -> None:
     # 150 columns that mean nothing explain most of 200 training rows, and none of fresh ones.
-    context, rows = torch.randn(2200, 150, generator=generator()), torch.randn(2200, 2)
+    context, rows = (
+        torch.randn(2200, 150, generator=generator()),
+        torch.randn(2200, 2, generator=generator(3)),
+    )
     model, _ = fitted(Gaussian(), rows[:200], kind="vector", context=context[:200])
     errors = rows[200:] - context[200:] @ model.slope - model.mean
     expected = errors.square().mean(0).sqrt()
