@@ -43,8 +43,8 @@ class GMM(Sampler):
         components: The number of Gaussians; None chooses among 1, 2, 4, 8, ... by held-out likelihood.
         iterations: EM steps at most, for each number that is tried.
         tolerance: EM ends when it gains less than so many nats per row and step.
-        shrinkage: The weight in each covariance of the one common to all, in units of D rows; None chooses it
-            by held-out likelihood, again and again.
+        shrinkage: The weight in each covariance of the one common to all, in units of D rows; None adjusts it
+            during EM by held-out likelihood.
     """
 
     has_density = True
