@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from latentfit.errors import DivergenceError
-from latentfit.training import ParameterAverage, Run, minibatches
+from latentfit.training import ParameterAverage, Run, adam
 
 __all__ = ["train_adversarially"]
 
@@ -69,16 +69,13 @@ def train_adversarially(
         DivergenceError: The losses or the samples are no longer finite; the generator has the last averaged
             weights that were.
     """
-    on_generator = _adam(generator, learning_rate, betas)
-    on_critic = _adam(critic, learning_rate, betas)
     judges = [p for p in critic.parameters() if p.requires_grad]
+    on_critic = adam(judges, learning_rate, betas)
+    on_generator = adam(
+        [p for p in generator.parameters() if p.requires_grad], learning_rate, betas
+    )
     watch = _Watch(generator, draw, ema, held_out, rows, run)
-    if run.context is None:
-        batches: Iterator[tuple[Tensor, ...]] = zip(
-            minibatches(rows, run.batch_size, run.generator), strict=True
-        )
-    else:
-        batches = minibatches(rows, run.batch_size, run.generator, run.context)
+    batches = run.batches(rows)
     every = max(1, steps // _EVALUATIONS)
     totals = rows.new_zeros(2)
     done = since = 0
@@ -174,9 +171,3 @@ class _Watch:
         """Sort rows, with their contexts, along each direction: (_PROJECTIONS, n)."""
         projections = self.directions @ torch.cat((rows, *self.context), dim=1).T
         return torch.sort(projections, dim=1).values
-
-
-def _adam(module: nn.Module, learning_rate: float, betas: tuple[float, float]) -> torch.optim.Adam:
-    parameters = [p for p in module.parameters() if p.requires_grad]
-    fused = all(p.device.type in ("cpu", "cuda") for p in parameters)
-    return torch.optim.Adam(parameters, lr=learning_rate, betas=betas, fused=fused)

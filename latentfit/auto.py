@@ -101,7 +101,7 @@ def fit_best(
             f"Expected enough latents to set {_LEAST_ROWS} aside for the comparison; got {len(latents)} in "
             "all. Name a method, or raise validation."
         )
-    judge = _Judge(latents, kept, labels, plan, metric)
+    judge = _Judge(latents, kept, labels, plan.seed)
     budget = BUDGET if plan.max_seconds is None else plan.max_seconds
     began = time.monotonic()
     ranking: list[dict[str, Any]] = []
@@ -144,22 +144,23 @@ def _rank(row: dict[str, Any], metric: str) -> tuple[float, float]:
 class _Judge:
     """Compares samples with latents that no fit has seen, in standardised units."""
 
-    def __init__(
-        self, latents: Tensor, kept: Tensor, labels: Tensor | None, plan: Plan, metric: str
-    ) -> None:
-        self.metric, self.plan = metric, plan
+    def __init__(self, latents: Tensor, kept: Tensor, labels: Tensor | None, seed: int) -> None:
+        self.seed = seed
         self.latents = latents[kept]
         self.labels = None if labels is None else labels[kept]
+        self.context = torch.zeros(len(kept), 0)
+        if self.labels is not None:
+            self.context = fit_condition(self.labels).encode(self.labels, len(kept))
         flat = latents.reshape(len(latents), -1)
         self.mapping = make_transform("standardize").fit(flat)
         self.real = self._columns(self.latents)
 
     def measure(self, sampler: LatentSampler) -> dict[str, Any]:
         """Give the metrics of one sampler, all told, one ranked by."""
-        drawn = sampler.sample(len(self.latents), seed=self.plan.seed, condition=self.labels)
+        drawn = sampler.sample(len(self.latents), seed=self.seed, condition=self.labels)
         samples = self._columns(drawn)
         measured: dict[str, Any] = {
-            "c2st": c2st(self.real, samples, seed=self.plan.seed),
+            "c2st": c2st(self.real, samples, seed=self.seed),
             "energy": energy_distance(self.real, samples),
             "fit_seconds": sampler.info["seconds"],
         }
@@ -172,7 +173,4 @@ class _Judge:
     def _columns(self, latents: Tensor) -> Tensor:
         """Standardised latents, with the condition beside them: a joint distribution is what is compared."""
         rows = self.mapping.forward(latents.reshape(len(latents), -1)).cpu()
-        if self.labels is None:
-            return rows
-        context = fit_condition(self.labels).encode(self.labels, len(rows))
-        return torch.cat((rows, context), dim=1)
+        return torch.cat((rows, self.context), dim=1)

@@ -168,7 +168,7 @@ def split(
     """
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed), device="cpu")
     held_out = min(n - 1, max(1, round(n * validation))) if validation else 0
-    if labels is not None and not labels.is_floating_point() and held_out:
+    if labels is not None and kind_of(labels) == "classes" and held_out:
         _, classes = labels[order].unique(return_inverse=True)
         last = torch.zeros(int(classes.max()) + 1, dtype=torch.int64)
         last.scatter_reduce_(0, classes, torch.arange(n), "amax")

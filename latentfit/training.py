@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from latentfit.errors import DivergenceError
 
-__all__ = ["ParameterAverage", "Run", "minibatches", "train"]
+__all__ = ["ParameterAverage", "Run", "adam", "minibatches", "train"]
 
 _EVALUATIONS = 40  # in a run of full length
 _EVALUATION_ROWS = 8192  # per forward pass
@@ -60,6 +60,12 @@ class Run:
             self.show(step, total, {})
             yield step, fraction
         self.show(total, total, {})
+
+    def batches(self, rows: Tensor) -> Iterator[tuple[Tensor, ...]]:
+        """Yield shuffled minibatches of the training rows for ever, with their contexts if there are any."""
+        if self.context is None:
+            return zip(minibatches(rows, self.batch_size, self.generator), strict=True)
+        return minibatches(rows, self.batch_size, self.generator, self.context)
 
     def elapsed(self) -> float:
         """Tell the fraction of ``max_seconds`` that is over; 0 where there is no such limit."""
@@ -176,8 +182,7 @@ def train(
         DivergenceError: The loss or the weights are no longer finite; the module has its best finite weights.
     """
     parameters = [p for p in module.parameters() if p.requires_grad]
-    fused = all(p.device.type in ("cpu", "cuda") for p in parameters)
-    optimiser = torch.optim.Adam(parameters, lr=learning_rate, fused=fused)
+    optimiser = adam(parameters, learning_rate)
     average = ParameterAverage(parameters, ema)
     every = max(1, min(steps // _EVALUATIONS, 100))
     best = _Best(module, patience)
@@ -213,12 +218,7 @@ def train(
         return stop
 
     module.train()
-    if run.context is None:
-        batches: Iterator[tuple[Tensor, ...]] = zip(
-            minibatches(rows, run.batch_size, run.generator), strict=True
-        )
-    else:
-        batches = minibatches(rows, run.batch_size, run.generator, run.context)
+    batches = run.batches(rows)
     warm_up = max(1, min(100, steps // 10))
     done = 0
     for step, fraction in run.steps(steps):
@@ -245,6 +245,14 @@ def train(
     best.restore()
     run.facts["best_step"] = best.step
     module.eval()
+
+
+def adam(
+    parameters: list[nn.Parameter], learning_rate: float, betas: tuple[float, float] = (0.9, 0.999)
+) -> torch.optim.Adam:
+    """Make an Adam optimiser, fused where the parameters' device has that."""
+    fused = all(p.device.type in ("cpu", "cuda") for p in parameters)
+    return torch.optim.Adam(parameters, lr=learning_rate, betas=betas, fused=fused)
 
 
 class _Best:
