@@ -5,9 +5,11 @@ from latentfit.fit import fit_latent_sampler
 from latentfit.loading import load_sampler
 from latentfit.registry import PluginInfo, list_benchmarks, list_samplers
 from latentfit.sampler import LatentSampler
+from latentfit.store import LatentStore
 
 __all__ = [
     "LatentSampler",
+    "LatentStore",
     "PluginInfo",
     "__version__",
     "fit_latent_sampler",

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from latentfit.errors import DivergenceError
+from latentfit.rows import Rows
 from latentfit.training import ParameterAverage, Run, adam
 
 __all__ = ["train_adversarially"]
@@ -26,7 +27,7 @@ def train_adversarially(
     draw: Callable[..., Tensor],
     critic_loss: Callable[..., Tensor],
     generator_loss: Callable[..., Tensor],
-    rows: Tensor,
+    rows: Tensor | Rows,
     held_out: Tensor,
     run: Run,
     *,
@@ -56,7 +57,7 @@ def train_adversarially(
             rows, detached, as real ones, (n, D) each.
         generator_loss: ``generator_loss(real, fake)``, what the generator minimises. In a fit with a
             condition all three are also given the rows' contexts (n, C).
-        rows: Training rows (N, D).
+        rows: Training rows (N, D), a tensor or Rows.
         held_out: Held-out rows (M, D); M may be 0.
         run: The run that the sampler's ``fit`` was given.
         steps: Generator steps.
@@ -69,15 +70,15 @@ def train_adversarially(
         DivergenceError: The losses or the samples are no longer finite; the generator has the last averaged
             weights that were.
     """
+    run.workers.share(generator, critic)
     judges = [p for p in critic.parameters() if p.requires_grad]
     on_critic = adam(judges, learning_rate, betas)
-    on_generator = adam(
-        [p for p in generator.parameters() if p.requires_grad], learning_rate, betas
-    )
+    makers = [p for p in generator.parameters() if p.requires_grad]
+    on_generator = adam(makers, learning_rate, betas)
     watch = _Watch(generator, draw, ema, held_out, rows, run)
     batches = run.batches(rows)
     every = max(1, steps // _EVALUATIONS)
-    totals = rows.new_zeros(2)
+    totals = torch.zeros(2, device=rows.device)
     done = since = 0
 
     def evaluate() -> None:
@@ -98,6 +99,7 @@ def train_adversarially(
             loss = critic_loss(real, fake, *context)
             on_critic.zero_grad()
             loss.backward()
+            run.workers.average_gradients(judges)
             on_critic.step()
             totals[0] += loss.detach()
         for parameter in judges:
@@ -105,6 +107,7 @@ def train_adversarially(
         loss = generator_loss(real, draw(len(real), run.generator, *context), *context)
         on_generator.zero_grad()
         loss.backward()
+        run.workers.average_gradients(makers)
         on_generator.step()
         totals[1] += loss.detach()
         for parameter in judges:
@@ -128,15 +131,18 @@ class _Watch:
         draw: Callable[..., Tensor],
         ema: float,
         held_out: Tensor,
-        rows: Tensor,
+        rows: Tensor | Rows,
         run: Run,
     ) -> None:
         self.generator, self.draw, self.run = generator, draw, run
         self.average = ParameterAverage(generator.parameters(), ema)
         self.finite = [a.clone() for a in self.average.average]
         self.measured = len(held_out) > 0
-        watched = (held_out, run.held_out_context) if self.measured else (rows, run.context)
-        self.rows, *self.context = (part[:_EVALUATION_ROWS] for part in watched if part is not None)
+        if self.measured:
+            watched = [part for part in (held_out, run.held_out_context) if part is not None]
+        else:
+            watched = [*run.first(rows, _EVALUATION_ROWS)]
+        self.rows, *self.context = (part[:_EVALUATION_ROWS] for part in watched)
         fixed = torch.Generator(rows.device).manual_seed(0)
         dim = sum(part.shape[1] for part in (self.rows, *self.context))
         directions = torch.randn(_PROJECTIONS, dim, generator=fixed, device=rows.device)
@@ -156,7 +162,8 @@ class _Watch:
         distance = (self._projected(drawn) - self.reference).abs().mean()
         if self.measured:
             values["validation_distance"] = float(distance)
-        if not (bool(distance.isfinite()) and all(map(math.isfinite, values.values()))):
+        finite = bool(distance.isfinite()) and all(map(math.isfinite, values.values()))
+        if self.run.workers.any(not finite):
             self.average.average = self.finite
             self.average.swap()
             self.generator.eval()

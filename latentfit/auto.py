@@ -12,11 +12,14 @@ from torch import Tensor
 
 from latentfit.condition import fit_condition, kind_of
 from latentfit.errors import DataError, OptionError
-from latentfit.fitting import Plan, fit_class, split
+from latentfit.fitting import Plan, fit_class
 from latentfit.metrics import c2st, energy_distance
+from latentfit.preparing import split
 from latentfit.registry import load_sampler_class, sampler_distribution
+from latentfit.rows import draw_index
 from latentfit.sampler import LatentSampler
 from latentfit.sampler_base import Sampler
+from latentfit.store import LatentStore
 from latentfit.transforms import make_transform
 
 __all__ = ["AUTO", "AutoOptions", "fit_best", "load_candidates"]
@@ -61,7 +64,7 @@ def load_candidates(methods: tuple[str, ...]) -> dict[str, type[Sampler]]:
 
 
 def fit_best(
-    latents: Tensor,
+    latents: Tensor | LatentStore,
     classes: dict[str, type[Sampler]],
     *,
     labels: Tensor | None,
@@ -74,7 +77,7 @@ def fit_best(
     goes to the next ones. A method that fails is told in the ranking with its error and hurts nobody.
 
     Args:
-        latents: (N, \*shape), finite, on the CPU.
+        latents: (N, \*shape), finite, on the CPU; or a store of them.
         classes: The candidates by name.
         labels: What to condition on; methods that can't are left out.
         plan: How; ``max_seconds`` is the budget for all fits.
@@ -93,15 +96,24 @@ def fit_best(
         classes = {name: cls for name, cls in classes.items() if kind in cls.conditions}
     if not classes:
         raise OptionError(f"Expected methods that can take the condition; got {names}.")
+    total = len(latents)
     # Early stopping uses up a fit's own held-out rows; the comparison needs others.
-    rest, kept = split(len(latents), plan.validation or 0.1, plan.seed, labels)
-    kept = kept[:_MOST_ROWS]
+    if isinstance(latents, Tensor):
+        rest, kept = split(len(latents), plan.validation or 0.1, plan.seed, labels)
+        kept, left_out = kept[:_MOST_ROWS], None
+        judged, known = latents[kept], None if labels is None else labels[kept]
+        latents, labels = latents[rest], None if labels is None else labels[rest]
+    else:
+        kept = left_out = draw_index(
+            len(latents), _MOST_ROWS, torch.Generator().manual_seed(plan.seed)
+        )
+        judged, known = latents.take(kept), None if labels is None else labels[kept]
     if len(kept) < _LEAST_ROWS:
         raise DataError(
-            f"Expected enough latents to set {_LEAST_ROWS} aside for the comparison; got {len(latents)} in "
+            f"Expected enough latents to set {_LEAST_ROWS} aside for the comparison; got {total} in "
             "all. Name a method, or raise validation."
         )
-    judge = _Judge(latents, kept, labels, plan.seed)
+    judge = _Judge(judged, known, plan.seed)
     budget = BUDGET if plan.max_seconds is None else plan.max_seconds
     began = time.monotonic()
     ranking: list[dict[str, Any]] = []
@@ -113,9 +125,10 @@ def fit_best(
         try:
             sampler = fit_class(
                 cls,
-                latents[rest],
+                latents,
                 method=name,
-                labels=None if labels is None else labels[rest],
+                labels=labels,
+                left_out=left_out,
                 plan=replace(plan, max_seconds=max(share, 1.0)),
                 distribution=sampler_distribution(name),
             )
@@ -128,6 +141,7 @@ def fit_best(
         told = "; ".join(f"{row['method']}: {row['error']}" for row in ranking)
         raise OptionError(f"Expected at least one of the methods to succeed; {told}")
     ranking.sort(key=lambda row: _rank(row, metric))
+    ranking = plan.workers.first(ranking)
     best = fitted[ranking[0]["method"]]
     best.info["ranking"] = ranking
     return best
@@ -144,15 +158,12 @@ def _rank(row: dict[str, Any], metric: str) -> tuple[float, float]:
 class _Judge:
     """Compares samples with latents that no fit has seen, in standardised units."""
 
-    def __init__(self, latents: Tensor, kept: Tensor, labels: Tensor | None, seed: int) -> None:
-        self.seed = seed
-        self.latents = latents[kept]
-        self.labels = None if labels is None else labels[kept]
-        self.context = torch.zeros(len(kept), 0)
-        if self.labels is not None:
-            self.context = fit_condition(self.labels).encode(self.labels, len(kept))
-        flat = latents.reshape(len(latents), -1)
-        self.mapping = make_transform("standardize").fit(flat)
+    def __init__(self, latents: Tensor, labels: Tensor | None, seed: int) -> None:
+        self.seed, self.latents, self.labels = seed, latents, labels
+        self.context = torch.zeros(len(latents), 0)
+        if labels is not None:
+            self.context = fit_condition(labels).encode(labels, len(labels))
+        self.mapping = make_transform("standardize").fit(latents.reshape(len(latents), -1))
         self.real = self._columns(self.latents)
 
     def measure(self, sampler: LatentSampler) -> dict[str, Any]:

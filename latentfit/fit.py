@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
+import os
 from contextlib import nullcontext
 from typing import Any
 
@@ -12,14 +13,18 @@ from torch import Tensor
 
 from latentfit.auto import AUTO, AutoOptions, fit_best, load_candidates
 from latentfit.condition import as_labels, kind_of
-from latentfit.encoding import encode
+from latentfit.encoding import device_of, encode
 from latentfit.errors import OptionError
 from latentfit.fitting import Plan, check_condition, fit_class
 from latentfit.models import Model, decoder_of, encoder_of
 from latentfit.options import resolve_options
-from latentfit.randomness import check_seed, isolated_rng
+from latentfit.parallel import workers_of
+from latentfit.preparing import in_memory
+from latentfit.randomness import check_seed
 from latentfit.registry import load_sampler_class, sampler_distribution
 from latentfit.sampler import LatentSampler, resolve_device
+from latentfit.store import LatentStore
+from latentfit.storing import fill_store
 from latentfit.transforms import make_transform
 
 __all__ = ["fit_latent_sampler"]
@@ -39,6 +44,8 @@ def fit_latent_sampler(
     seed: int | None = 0,
     progress: bool | None = None,
     max_seconds: float | None = None,
+    store: str | os.PathLike[str] | None = None,
+    accelerator: Any = None,
     **options: Any,
 ) -> LatentSampler:
     r"""Learn the distribution of a frozen encoder's latents.
@@ -69,6 +76,10 @@ def fit_latent_sampler(
         progress: Whether to show progress on stderr; None means on a terminal.
         max_seconds: Ends the training after so many seconds, with the schedule annealed in time; encoding
             does not count.
+        store: A folder that keeps the latents: what an encoder made of the same data is not encoded again,
+            a run that was ended goes on where it was, and latents beyond memory are read as they are needed.
+        accelerator: An ``accelerate.Accelerator``: its processes share the encoding and the training, and
+            each returns the same sampler. All have to call this with the same arguments.
         **options: The method's options. Those of "auto" are ``methods``, a tuple of names, and ``metric``,
             "c2st" or "energy".
 
@@ -84,11 +95,17 @@ def fit_latent_sampler(
         DivergenceError: Training left the finite numbers; its ``sampler`` has the last finite weights.
     """
     _check_arguments(validation, batch_size, progress, max_seconds)
-    seed = check_seed(seed)
+    workers = workers_of(accelerator)
+    seed = workers.first(check_seed(seed))
     plugin_class = None if method == AUTO else load_sampler_class(method)
     resolved = resolve_options(plugin_class or AutoOptions, options, method=method)
     candidates = {} if plugin_class else load_candidates(resolved["methods"])
     make_transform(transform)
+    if isinstance(dataset, LatentStore) and (encoder is not None or store is not None):
+        raise OptionError(
+            "Expected a LatentStore as dataset without an encoder and without store=: it holds latents; got "
+            f"encoder={type(encoder).__name__}, store={store!r}."
+        )
     from_dataset = isinstance(condition, str)
     if from_dataset and condition != "labels":
         raise OptionError(f"Expected condition as 'labels', labels or None; got {condition!r}.")
@@ -99,22 +116,20 @@ def fit_latent_sampler(
         check_condition(plugin_class, "labels", method)  # of whatever kind they will be
     model = None if encoder is None else encoder_of(encoder)
     decoding = None if decoder is None else decoder_of(decoder)
-    origin = _device_of(model, dataset)
+    origin = device_of(model, dataset)
     plan = Plan(
         transform=transform,
         validation=float(validation),
         batch_size=int(batch_size),
         device=resolve_device(origin if device is None else device),
         seed=seed,
-        progress=progress,
+        progress=progress if workers.is_first else False,
         max_seconds=max_seconds,
         decoder=decoding,
+        workers=workers,
     )
 
-    with isolated_rng(seed, origin), model.evaluating() if model else nullcontext():
-        latents, labels = encode(
-            model, dataset, batch_size=plan.batch_size, progress=progress, labels=from_dataset
-        )
+    latents, labels = _encoded(model, dataset, plan, store, from_dataset)
     if given is not None:
         labels = as_labels(given, len(latents))
     if plugin_class is None:
@@ -147,9 +162,25 @@ def _is(value: Any, kind: type) -> bool:
     return isinstance(value, kind) and not isinstance(value, bool)
 
 
-def _device_of(model: Model | None, dataset: Any) -> torch.device:
-    if model is not None and model.device is not None:
-        return model.device
-    if isinstance(dataset, Tensor):
-        return dataset.device
-    return torch.device("cpu")
+def _encoded(
+    model: Model | None,
+    dataset: Any,
+    plan: Plan,
+    store: str | os.PathLike[str] | None,
+    labelled: bool,
+) -> tuple[Tensor | LatentStore, Tensor | None]:
+    """Give a dataset's latents, in memory or in a store, and its labels if they are asked for."""
+    if isinstance(dataset, LatentStore):
+        filled = dataset
+    else:
+        settings: dict[str, Any] = {
+            "batch_size": plan.batch_size,
+            "seed": plan.seed,
+            "progress": plan.progress,
+            "workers": plan.workers,
+        }
+        with model.evaluating() if model else nullcontext():
+            if store is None:
+                return encode(model, dataset, labels=labelled, **settings)
+            filled = fill_store(store, model, dataset, **settings)
+    return in_memory(filled), filled.labels() if labelled else None

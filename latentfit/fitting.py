@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -17,14 +18,17 @@ from latentfit.errors import DataError, DivergenceError, OptionError
 from latentfit.loading import build_plugin
 from latentfit.models import Model
 from latentfit.options import resolve_options
+from latentfit.parallel import SOLO, Workers
+from latentfit.preparing import prepare, shape_of
 from latentfit.progress import Bar
 from latentfit.randomness import isolated_rng, plugin_defaults
 from latentfit.sampler import LatentSampler
 from latentfit.sampler_base import Sampler
+from latentfit.store import LatentStore
 from latentfit.training import Run
-from latentfit.transforms import make_transform
+from latentfit.transforms import Transform, make_transform
 
-__all__ = ["Plan", "check_condition", "fit_class", "split"]
+__all__ = ["Plan", "check_condition", "fit_class"]
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,7 @@ class Plan:
         device: Where to fit.
         seed: Of the split and the fit.
         decoder: For the sampler's ``decode``.
+        workers: The processes that share the fit.
     """
 
     transform: str = "standardize"
@@ -45,30 +50,34 @@ class Plan:
     progress: bool | None = None
     max_seconds: float | None = None
     decoder: Model | None = None
+    workers: Workers = SOLO
 
 
 @torch.inference_mode(False)  # under a caller's no_grad or inference_mode nothing could be trained
 @torch.enable_grad()
 def fit_class(
     cls: type[Sampler],
-    latents: Tensor,
+    latents: Tensor | LatentStore,
     *,
     method: str,
     options: dict[str, Any] | None = None,
     labels: Tensor | None = None,
     plan: Plan | None = None,
     distribution: str = "",
+    left_out: Tensor | None = None,
 ) -> LatentSampler:
     r"""Fit one sampler class to latents.
 
     Args:
         cls: The class; it need not be registered.
-        latents: (N, \*shape), finite, on the CPU.
+        latents: (N, \*shape), finite, on the CPU; or a store of them, which is read in parts where it is
+            larger than memory should be.
         method: The name for ``info``, files and messages.
         options: The method's options.
         labels: What to condition on, as :func:`latentfit.condition.as_labels` gives them.
         plan: How; None means by the defaults.
         distribution: Where the class is from, for ``info``.
+        left_out: Latents of a store that the fit must not see: an index (m,), ascending.
 
     Raises:
         OptionError: An option that does not fit, or labels for a method that can't be conditioned on them.
@@ -80,19 +89,15 @@ def fit_class(
     if labels is not None:
         check_condition(cls, kind_of(labels), method)
     _check_latents(latents)
-    flat = latents.reshape(len(latents), -1)
-    mapping = make_transform(plan.transform).fit(flat)
+    mapping = _fit_transform(plan, latents)
     if mapping.dim == 0:
         raise DataError(
-            f"Expected latents that vary; all {len(flat)} are equal. Does the encoder ignore its input?"
+            f"Expected latents that vary; all {len(latents)} are equal. Does the encoder ignore its input?"
         )
     condition = None if labels is None else fit_condition(labels)
-
-    training, watched = split(len(flat), plan.validation, plan.seed, labels)
-    rows = mapping.forward(flat).to(plan.device)
-    training_rows, held_out = rows[training.to(plan.device)], rows[watched.to(plan.device)]
+    data = prepare(cls, latents, mapping, labels, condition, plan, left_out, method=method)
     plugin = build_plugin(
-        cls, resolved, dim=mapping.dim, n=len(training), seed=plan.seed, condition=condition
+        cls, resolved, dim=mapping.dim, n=len(data.rows), seed=plan.seed, condition=condition
     )
     plugin.to(plan.device)
     failure: DivergenceError | None = None
@@ -102,27 +107,30 @@ def fit_class(
         Bar(method, plan.progress) as bar,
     ):
         run = Run(
-            generator, batch_size=plan.batch_size, max_seconds=plan.max_seconds, show=bar.show
+            generator,
+            batch_size=plan.batch_size,
+            max_seconds=plan.max_seconds,
+            show=bar.show,
+            context=data.context,
+            held_out_context=data.held_out_context,
+            workers=plan.workers,
         )
-        if condition is not None and labels is not None:
-            context = condition.encode(labels, len(labels)).to(plan.device)
-            run.context = context[training.to(plan.device)]
-            run.held_out_context = context[watched.to(plan.device)]
         try:
-            plugin.fit(training_rows, held_out, run)
+            plugin.fit(cast(Tensor, data.rows), data.held_out, run)
         except DivergenceError as error:
             failure = error
         except Exception as error:
             error.add_note(f"in the fit of the sampler {method!r}{_from(distribution)}")
             raise
+    plan.workers.share(plugin)
 
     sampler = LatentSampler(
         plugin,
         mapping,
         info=_info(method, resolved, latents, condition, run, plan, plugin, distribution)
         | {
-            "n": len(training),
-            "n_validation": len(watched),
+            "n": len(data.rows),
+            "n_validation": len(data.held_out),
             "constant_dimensions": mapping.constant,
         },
         history=run.history,
@@ -159,30 +167,10 @@ def check_condition(cls: type[Sampler], kind: str, method: str) -> None:
         )
 
 
-def split(
-    n: int, validation: float, seed: int, labels: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Choose at random, by the seed, which of n rows to train on and which to hold out: two index tensors.
-
-    The last row of a class is never held out: nothing could be learnt of that class.
-    """
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed), device="cpu")
-    held_out = min(n - 1, max(1, round(n * validation))) if validation else 0
-    if labels is not None and kind_of(labels) == "classes" and held_out:
-        _, classes = labels[order].unique(return_inverse=True)
-        last = torch.zeros(int(classes.max()) + 1, dtype=torch.int64)
-        last.scatter_reduce_(0, classes, torch.arange(n), "amax")
-        keep = torch.zeros(n, dtype=torch.bool)
-        keep[last] = True
-        order = torch.cat((order[~keep], order[keep]))
-        held_out = min(held_out, n - len(last))
-    return order[held_out:], order[:held_out]
-
-
 def _info(
     method: str,
     options: dict[str, Any],
-    latents: Tensor,
+    latents: Tensor | LatentStore,
     condition: Condition | None,
     run: Run,
     plan: Plan,
@@ -192,8 +180,8 @@ def _info(
     return {
         "method": method,
         "options": options,
-        "shape": list(latents.shape[1:]),
-        "dim": latents[0].numel(),
+        "shape": list(shape_of(latents)),
+        "dim": math.prod(shape_of(latents)),
         "dtype": str(latents.dtype).removeprefix("torch."),
         "condition": None if condition is None else condition.describe(),
         "batch_size": plan.batch_size,
@@ -219,10 +207,17 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _check_latents(latents: Tensor) -> None:
+def _fit_transform(plan: Plan, latents: Tensor | LatentStore) -> Transform:
+    if isinstance(latents, Tensor):
+        return make_transform(plan.transform).fit(latents.reshape(len(latents), -1))
+    return make_transform(plan.transform).fit(torch.cat(list(latents.parts())).flatten(1))
+
+
+def _check_latents(latents: Tensor | LatentStore) -> None:
     if len(latents) < 2:
         raise DataError(f"Expected at least 2 latents; got {len(latents)}.")
-    if latents.numel() == 0:
+    shape = shape_of(latents)
+    if math.prod(shape) == 0:
         raise DataError(
-            f"Expected latents of at least one value; got shape {tuple(latents.shape)}."
+            f"Expected latents of at least one value; got shape {(len(latents), *shape)}."
         )

@@ -33,6 +33,7 @@ from latentfit.adversarial import train_adversarially
 from latentfit.errors import DataError, DivergenceError, OptionError
 from latentfit.mixture import GaussianMixture, mixture_size
 from latentfit.options import Interval
+from latentfit.rows import Rows
 from latentfit.sampler_base import FlowSampler, Sampler
 from latentfit.training import ParameterAverage, Run, minibatches, train
 
@@ -44,6 +45,7 @@ __all__ = [
     "Interval",
     "OptionError",
     "ParameterAverage",
+    "Rows",
     "Run",
     "Sampler",
     "minibatches",

@@ -13,10 +13,11 @@ import torch
 
 from latentfit.errors import OptionError
 
-__all__ = ["check_seed", "isolated_rng", "plugin_defaults"]
+__all__ = ["check_seed", "isolated_rng", "plugin_defaults", "reseed"]
 
 
 _ODD = 0x9E3779B97F4A7C15  # the golden ratio's digits, as in splitmix64
+_OTHER = 0xBF58476D1CE4E5B9  # splitmix64's multiplier
 
 
 @contextmanager
@@ -33,22 +34,35 @@ def isolated_rng(seed: int, device: torch.device) -> Iterator[torch.Generator]:
     Yields:
         A generator on the device.
     """
-    own = (seed * _ODD + 1) % 2**63  # an unlike stream for each seed
     python_state = random.getstate()
     numpy_state = np.random.get_state()  # noqa: NPY002 - the global state is what libraries use
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         try:
-            random.seed(own)
-            np.random.seed(own % 2**32)  # noqa: NPY002
-            torch.default_generator.manual_seed(own)
-            if devices:
-                with torch.cuda.device(device):
-                    torch.cuda.manual_seed(own)
+            reseed(seed, 0, device)
             yield torch.Generator(device=device).manual_seed(seed)
         finally:
             random.setstate(python_state)
             np.random.set_state(numpy_state)  # noqa: NPY002
+
+
+def reseed(seed: int, number: int, device: torch.device) -> None:
+    """Seed torch, NumPy and random for one of many pieces of work, whatever was drawn before it.
+
+    To be used inside :func:`isolated_rng` only.
+
+    Args:
+        seed: That of the whole.
+        number: Which piece.
+        device: The device that is drawn on, beside the CPU.
+    """
+    own = (seed * _ODD + number * _OTHER + 1) % 2**63  # an unlike stream for each seed and piece
+    random.seed(own)
+    np.random.seed(own % 2**32)  # noqa: NPY002
+    torch.default_generator.manual_seed(own)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(own)
 
 
 @contextmanager

@@ -11,11 +11,13 @@ from torch import Tensor, nn
 
 from latentfit.errors import DensityUnavailable
 from latentfit.mixture import GaussianMixture, mixture_size
+from latentfit.rows import Rows
 from latentfit.training import Run, train
 
 __all__ = ["FlowSampler", "Sampler"]
 
 _CHUNK = 8192  # rows
+_MIXTURE_ROWS = 2**18  # that a base starts on: more would tell it nothing new
 _MOST = 100  # components of a mixture base, where the user gives no number
 _MOST_UNDER_VECTOR = 10
 
@@ -39,12 +41,15 @@ class Sampler(nn.Module, ABC):
     Attributes:
         has_density: Whether ``log_prob`` works.
         conditions: The kinds of condition that the method can take: "classes", "vector".
+        streams: Whether ``fit`` can take :class:`Rows` in place of a tensor, where they are too many for
+            memory. A method that can't is given as many rows as memory allows, drawn at random.
         context_dim: Columns of a context, set before ``build``; 0 in a fit without a condition.
         context_kind: Its kind, set before ``build``; None in a fit without a condition.
     """
 
     has_density: ClassVar[bool] = False
     conditions: ClassVar[tuple[str, ...]] = ()
+    streams: ClassVar[bool] = False
     context_dim: int = 0
     context_kind: Literal["classes", "vector"] | None = None
 
@@ -118,6 +123,7 @@ class FlowSampler(Sampler):
     """
 
     has_density: ClassVar[bool] = True
+    streams: ClassVar[bool] = True
 
     def __init__(
         self, *, base: str, components: int | None, steps: int, learning_rate: float
@@ -152,13 +158,12 @@ class FlowSampler(Sampler):
             self.noise = _Normal(dim)
         self.build_flow(dim)
 
-    def fit(self, rows: Tensor, held_out: Tensor, run: Run) -> None:
+    def fit(self, rows: Tensor | Rows, held_out: Tensor, run: Run) -> None:
         """Fit by maximum likelihood."""
         if isinstance(self.noise, GaussianMixture):
-            start = self._to_base_in_parts(rows, run.context)
-            self.noise.fit(
-                start, run.generator, context=run.context, stop=lambda: run.elapsed() >= 1
-            )
+            some, context = run.subset(rows, _MIXTURE_ROWS)
+            start = self._to_base_in_parts(some, context)
+            self.noise.fit(start, run.generator, context=context, stop=lambda: run.elapsed() >= 1)
         train(
             self,
             lambda *batch: -self.log_prob(*batch).mean(),

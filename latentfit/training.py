@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from latentfit.errors import DivergenceError
+from latentfit.parallel import SOLO, Workers
+from latentfit.rows import Rows
 
 __all__ = ["ParameterAverage", "Run", "adam", "minibatches", "train"]
 
@@ -30,10 +32,12 @@ class Run:
         max_seconds: The time that the fit may take, or None.
         show: Called with the step, the number of steps and the newest values; draws the progress bar.
         history: The training curves; :meth:`log` appends to them.
-        context: The condition of each training row, (N, C) float32; None without a condition.
+        context: The condition of each training row, (N, C) float32; None without a condition, and where the
+            rows are :class:`Rows`, which have theirs with them.
         held_out_context: The condition of each held-out row, (M, C); None without a condition.
         facts: What the fit chose or found, by name, as JSON values; it becomes ``sampler.info["fit"]``.
         started: When the fit began, in the seconds of ``time.monotonic``.
+        workers: The processes that share the training.
     """
 
     generator: torch.Generator
@@ -45,6 +49,7 @@ class Run:
     held_out_context: Tensor | None = None
     facts: dict[str, Any] = field(default_factory=dict)
     started: float = field(default_factory=time.monotonic)
+    workers: Workers = SOLO
 
     def steps(self, total: int) -> Iterator[tuple[int, float]]:
         """Count training steps until ``total`` or until the time is up.
@@ -55,17 +60,60 @@ class Run:
         """
         for step in range(total):
             fraction = max(step / total, self.elapsed())
+            if self.max_seconds is not None:
+                fraction = self.workers.largest(fraction)  # all stop at one step
             if fraction >= 1:
                 return
             self.show(step, total, {})
             yield step, fraction
         self.show(total, total, {})
 
-    def batches(self, rows: Tensor) -> Iterator[tuple[Tensor, ...]]:
-        """Yield shuffled minibatches of the training rows for ever, with their contexts if there are any."""
+    def batches(self, rows: Tensor | Rows) -> Iterator[tuple[Tensor, ...]]:
+        """Yield shuffled minibatches of the training rows for ever, with their contexts if there are any.
+
+        Of several processes each gets its share of every minibatch.
+        """
+        order, workers = self.generator, self.workers
+        if workers.count > 1:
+            # One order for all; for all else that is drawn each goes its own way.
+            order = torch.Generator(order.device)
+            order.set_state(self.generator.get_state())
+            self.generator.manual_seed((self.generator.initial_seed() + 1 + workers.rank) % 2**63)
+        if isinstance(rows, Rows):
+            size = max(1, self.batch_size // workers.count)
+            return rows.batches(size, order, workers.rank, workers.count)
         if self.context is None:
-            return zip(minibatches(rows, self.batch_size, self.generator), strict=True)
-        return minibatches(rows, self.batch_size, self.generator, self.context)
+            batches: Iterator[tuple[Tensor, ...]]
+            batches = zip(minibatches(rows, self.batch_size, order), strict=True)
+        else:
+            batches = minibatches(rows, self.batch_size, order, self.context)
+        if workers.count == 1:
+            return batches
+        return (tuple(workers.pick(part) for part in batch) for batch in batches)
+
+    def subset(self, rows: Tensor | Rows, most: int) -> tuple[Tensor, Tensor | None]:
+        """Give at most so many of the training rows as a tensor, drawn at random, and their contexts.
+
+        Args:
+            rows: The training rows (N, D).
+            most: How many at most.
+
+        Returns:
+            Rows (n, D), the very tensor where that has no more; and contexts (n, C), or None.
+        """
+        if isinstance(rows, Rows):
+            drawn, *context = rows.subset(most, self.generator)
+            return drawn, context[0] if context else None
+        if len(rows) <= most:
+            return rows, self.context
+        index = torch.randperm(len(rows), generator=self.generator, device=rows.device)[:most]
+        return rows[index], None if self.context is None else self.context[index]
+
+    def first(self, rows: Tensor | Rows, most: int) -> tuple[Tensor, ...]:
+        """Give a few training rows (n, D), always the same ones, and their contexts if there are any."""
+        if isinstance(rows, Rows):
+            return rows.first(most)
+        return tuple(part[:most] for part in (rows, self.context) if part is not None)
 
     def elapsed(self) -> float:
         """Tell the fraction of ``max_seconds`` that is over; 0 where there is no such limit."""
@@ -148,7 +196,7 @@ class ParameterAverage:
 def train(
     module: nn.Module,
     loss: Callable[..., Tensor],
-    rows: Tensor,
+    rows: Tensor | Rows,
     held_out: Tensor,
     run: Run,
     *,
@@ -169,7 +217,7 @@ def train(
         module: What is trained.
         loss: The mean loss of rows (n, D), a scalar; in a fit with a condition it is also given the rows'
             contexts (n, C).
-        rows: Training rows (N, D).
+        rows: Training rows (N, D), a tensor or Rows.
         held_out: Held-out rows (M, D); M may be 0.
         run: The run that the sampler's ``fit`` was given.
         steps: Optimiser steps at most.
@@ -181,6 +229,7 @@ def train(
     Raises:
         DivergenceError: The loss or the weights are no longer finite; the module has its best finite weights.
     """
+    run.workers.share(module)
     parameters = [p for p in module.parameters() if p.requires_grad]
     optimiser = adam(parameters, learning_rate)
     average = ParameterAverage(parameters, ema)
@@ -188,8 +237,8 @@ def train(
     best = _Best(module, patience)
     watched = _Watched(held_out, run.held_out_context)
     if not len(held_out):
-        first = None if run.context is None else run.context[:_EVALUATION_ROWS]
-        watched = _Watched(rows[:_EVALUATION_ROWS], first)
+        first, *context = run.first(rows, _EVALUATION_ROWS)
+        watched = _Watched(first, context[0] if context else None)
     initial = watched.mean_loss(module, loss)
     if not math.isfinite(initial):
         raise DivergenceError(f"The loss is {initial} before the first training step; {_REMEDY}.")
@@ -204,13 +253,14 @@ def train(
         total.zero_()
         average.swap()
         measured = watched.mean_loss(module, loss)
-        if not (math.isfinite(mean) and math.isfinite(measured)):
+        if run.workers.any(not (math.isfinite(mean) and math.isfinite(measured))):
             best.restore()
             raise DivergenceError(
                 f"Training diverged at step {done} (training loss {mean:.4g}, evaluated {measured:.4g}); "
                 f"{_REMEDY}."
             )
         stop = best.offer(measured, done) if len(held_out) else best.keep(measured, done)
+        stop = run.workers.any(stop)
         average.swap()
         module.train()
         curves = {"validation_loss": measured} if len(held_out) else {}
@@ -233,6 +283,7 @@ def train(
         optimiser.zero_grad(set_to_none=True)
         value = loss(*next(batches))
         value.backward()
+        run.workers.average_gradients(parameters)
         torch.nn.utils.clip_grad_norm_(parameters, max_norm, foreach=True)
         optimiser.step()
         average.update()

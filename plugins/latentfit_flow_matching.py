@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from latentfit.plugin import GaussianMixture, Interval, Run, Sampler, mixture_size, train
+from latentfit.plugin import GaussianMixture, Interval, Rows, Run, Sampler, mixture_size, train
 
 __all__ = ["FlowMatching", "VelocityField"]
 
 _Count = Annotated[int, Interval(1)]
 _EXACT = 64  # columns up to which the divergence is
 _PATHS = 2  # to each row of a minibatch
+_MIXTURE_ROWS = 1 << 18  # that the mixture is fitted to: more would tell it nothing new
 _VALUES = 1 << 18  # in the largest intermediate of a chunk: it should stay in the cache
 
 
@@ -46,6 +47,7 @@ class FlowMatching(Sampler):
 
     has_density: ClassVar[bool] = True
     conditions: ClassVar[tuple[str, ...]] = ("classes", "vector")
+    streams: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -74,19 +76,28 @@ class FlowMatching(Sampler):
         self.noise = GaussianMixture(dim, components, self.context_dim)
         self.field = VelocityField(dim, self.context_dim, self.hidden, self.blocks)
 
-    def fit(self, rows: Tensor, held_out: Tensor, run: Run) -> None:
+    def fit(self, rows: Tensor | Rows, held_out: Tensor, run: Run) -> None:
         """Fit the mixture by EM, then the field by least squares."""
-        run.facts["components"] = self._fit_mixture(rows, held_out, run)
+        some, context = run.subset(rows, _MIXTURE_ROWS)
+        run.facts["components"] = self._fit_mixture(some, context, held_out, run)
         run.facts["trace"] = "exact" if rows.shape[1] <= _EXACT else "hutchinson"
-        self.field.start(rows)
-        component = self._assign(rows, run.context, run.generator)
-        self._weigh(component, run.context)
-        others = self._assign(held_out, run.held_out_context, run.generator)
+        self.field.start(some)
+        component = self._assign(some, context, run.generator)
+        self._weigh(component, context)
+        run.workers.share(self)  # the mixture is not trained: it has to be the same everywhere
+        mark = partial(self._mark, generator=run.generator)
+        marked: Tensor | Rows
+        if some is rows:
+            marked = torch.cat((some, component[:, None].to(some)), 1)
+        elif isinstance(rows, Rows):
+            marked = rows.map(mark, rows.shape[1] + 1)
+        else:
+            marked = mark(rows, run.context)
         train(
             self.field,
             self._loss(run.generator),
-            torch.cat((rows, component[:, None].to(rows)), 1),
-            torch.cat((held_out, others[:, None].to(rows)), 1),
+            marked,
+            mark(held_out, run.held_out_context),
             run,
             steps=self.steps,
             learning_rate=self.learning_rate,
@@ -190,14 +201,21 @@ class FlowMatching(Sampler):
 
         return loss
 
+    def _mark(
+        self, rows: Tensor, context: Tensor | None = None, *, generator: torch.Generator
+    ) -> Tensor:
+        """Put each row's component in one more column."""
+        component = self._assign(rows, context, generator)
+        return torch.cat((rows, component[:, None].to(rows)), 1)
+
     @torch.no_grad()
-    def _fit_mixture(self, rows: Tensor, held_out: Tensor, run: Run) -> int:
+    def _fit_mixture(self, rows: Tensor, context: Tensor | None, held_out: Tensor, run: Run) -> int:
         """Fit the mixture and tell its size: halved while held-out rows get likelier, unless it is given."""
         best, score, kept = 0, -math.inf, {}
         size = self.noise.components
         while size:
             part = self.noise.head(components=size)
-            part.fit(rows, run.generator, context=run.context, stop=lambda: run.elapsed() >= 1 / 3)
+            part.fit(rows, run.generator, context=context, stop=lambda: run.elapsed() >= 1 / 3)
             reached = part.mean_log_prob(held_out, run.held_out_context) if len(held_out) else 0.0
             if best and not reached > score:
                 break

@@ -15,6 +15,7 @@ from latentfit.plugin import (
     GaussianMixture,
     Interval,
     OptionError,
+    Rows,
     Run,
     Sampler,
     mixture_size,
@@ -28,6 +29,8 @@ _Positive = Annotated[int, Interval(1)]
 _Rate = Annotated[float, Interval(0, open_low=True)]
 _Weight = Annotated[float, Interval(0)]
 _Beta = Annotated[float, Interval(0, 1, open_high=True)]
+
+_MIXTURE_ROWS = 2**18  # that the noise is fitted to: more would tell it nothing new
 
 
 class _Adversarial(Sampler):
@@ -51,6 +54,7 @@ class _Adversarial(Sampler):
     """
 
     conditions: ClassVar[tuple[str, ...]] = ("classes", "vector")
+    streams: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -111,13 +115,12 @@ class _Adversarial(Sampler):
             for parameter in self.generator[-1].parameters():
                 nn.init.zeros_(parameter)
 
-    def fit(self, rows: Tensor, held_out: Tensor, run: Run) -> None:
+    def fit(self, rows: Tensor | Rows, held_out: Tensor, run: Run) -> None:
         """Fit the mixture, if it is the noise, and train generator and critic in turn."""
         if self.base == "mixture":
+            some, context = run.subset(rows, _MIXTURE_ROWS)
             # Half of a short time is left to the generator.
-            self.mixture.fit(
-                rows, run.generator, context=run.context, stop=lambda: run.elapsed() > 0.5
-            )
+            self.mixture.fit(some, run.generator, context=context, stop=lambda: run.elapsed() > 0.5)
             run.facts["components"] = self.mixture.components
         critic = _network((rows.shape[1] + self.context_dim, *self.hidden, 1)).to(rows.device)
 

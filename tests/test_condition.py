@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from latentfit import LatentSampler, fit_latent_sampler, load_sampler
 from latentfit.condition import Classes, Vector, as_labels, fit_condition
 from latentfit.errors import DataError, FileFormatError, OptionError
-from latentfit.fitting import Plan, fit_class, split
+from latentfit.fitting import Plan, fit_class
+from latentfit.preparing import split
 from latentfit.plugin import Run, Sampler
 
 N = 600

@@ -1,0 +1,236 @@
+"""What datasets hold: batches of inputs, with labels where there are any, in one order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, cast
+
+import numpy as np
+from torch import Tensor
+from torch.utils.data import BatchSampler, DataLoader, Dataset, SequentialSampler
+
+from latentfit.condition import as_labels
+from latentfit.errors import DataError, OptionError
+from latentfit.outputs import from_array
+
+__all__ = ["Batches", "input_of", "labels_of"]
+
+# What a dict item's input is called in torch, transformers and datasets.
+_INPUT_KEYS = ("x", "input", "inputs", "data", "image", "images", "img", "pixel_values", "latents")
+_LABEL_KEYS = ("y", "label", "labels", "target", "targets")
+_DATASETS = "a tensor, an array, a torch Dataset or IterableDataset, a DataLoader, or an iterable of batches"
+# What a DataLoader that loads some of another's batches has in common with it.
+_LOADING = (
+    "collate_fn",
+    "generator",
+    "multiprocessing_context",
+    "num_workers",
+    "pin_memory",
+    "prefetch_factor",
+    "timeout",
+    "worker_init_fn",
+)
+
+
+class Batches:
+    """A dataset as numbered batches.
+
+    Args:
+        dataset: A tensor, an array, a dict of arrays, a torch Dataset, a DataLoader, or an iterable of
+            batches.
+        batch_size: Rows in a batch, where the dataset does not come in batches already.
+
+    Attributes:
+        total: The number of batches, or None where nobody knows.
+        size: Rows in a batch, as far as that is known beforehand.
+
+    Raises:
+        DataError: It is no dataset.
+    """
+
+    def __init__(self, dataset: Any, batch_size: int) -> None:
+        self.total: int | None = None
+        self.size = batch_size
+        self._at: Callable[[int], Any] | None = None
+        self._are_listed = isinstance(dataset, list | tuple)
+        if isinstance(dataset, Mapping):
+            dataset = _Columns(dataset)
+        elif not isinstance(dataset, Tensor | Dataset) and hasattr(dataset, "__array__"):
+            dataset = np.asarray(dataset)
+        if isinstance(dataset, _Columns | Tensor | np.ndarray):
+            if isinstance(dataset, Tensor | np.ndarray) and dataset.ndim == 0:
+                raise DataError("Expected a dataset of shape (N, ...); got a scalar.")
+            rows: Any = dataset
+            self.total = len(range(0, len(rows), batch_size))
+            self._at = lambda i: rows[i * batch_size : (i + 1) * batch_size]
+            return
+        if isinstance(dataset, Dataset) or hasattr(dataset, "__getitems__"):
+            dataset = DataLoader(dataset, batch_size=batch_size)
+        if not isinstance(dataset, Iterable) or isinstance(dataset, str | bytes):
+            raise DataError(f"Expected dataset as {_DATASETS}; got {type(dataset).__name__}.")
+        self._items: Any = dataset
+        if isinstance(dataset, DataLoader) and dataset.batch_size:
+            self.size = dataset.batch_size
+        try:
+            self.total = len(dataset)
+        except TypeError:
+            self.total = None
+
+    def check_order(self, purpose: str) -> None:
+        """Refuse a DataLoader that shuffles.
+
+        Args:
+            purpose: What the order is needed for.
+
+        Raises:
+            OptionError: It does.
+        """
+        if self._at is None and isinstance(self._items, DataLoader):
+            sampler = type(getattr(self._items, "sampler", None)).__name__
+            if sampler in ("RandomSampler", "WeightedRandomSampler", "SubsetRandomSampler"):
+                raise OptionError(
+                    f"Expected a DataLoader in a fixed order for {purpose}; got one with a {sampler}. "
+                    "Pass shuffle=False: the fit shuffles by itself."
+                )
+
+    def select(
+        self,
+        wanted: Callable[[int], bool] = lambda _: True,
+        before: Callable[[int], None] = lambda _: None,
+    ) -> Iterator[tuple[int, Any]]:
+        """Yield the wanted batches with their numbers; what is not wanted is not loaded, if that can be.
+
+        Args:
+            wanted: Tells by its number whether a batch is.
+            before: Called with a batch's number before it is loaded.
+        """
+        if self._at is not None:
+            for index in range(self.total or 0):
+                if wanted(index):
+                    before(index)
+                    yield index, self._at(index)
+            return
+        items, numbers = self._items, None
+        if self.total is not None and _is_sequential(items):
+            numbers = [index for index in range(self.total) if wanted(index)]
+            if len(numbers) < self.total:
+                items = _loader_of(items, numbers)
+            else:
+                numbers = None
+        iterator = iter(items)
+        index = 0
+        while True:
+            number = index if numbers is None else numbers[index] if index < len(numbers) else 0
+            before(number)
+            try:
+                item = next(iterator)
+            except StopIteration:
+                return
+            if numbers is not None or wanted(number):
+                if self._are_listed:
+                    _check_is_batch(item)
+                yield number, item
+            index += 1
+
+
+class _Columns:
+    """One dict of arrays for the whole dataset, cut into dicts of a batch each."""
+
+    def __init__(self, dataset: Mapping[str, Any]) -> None:
+        self.inputs = input_of(dataset)
+        self.labels = next((dataset[key] for key in _LABEL_KEYS if key in dataset), None)
+        fits = hasattr(self.labels, "__len__") and len(self.labels) == len(self.inputs)
+        self._cut = fits and self.labels is not self.inputs  # what does not fit is told on use
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def __getitem__(self, rows: slice) -> dict[str, Any]:
+        batch = {"x": self.inputs[rows]}
+        if self.labels is None:
+            return batch
+        return batch | {"y": self.labels[rows] if self._cut else self.labels}
+
+
+def _is_sequential(items: Any) -> bool:
+    return (
+        type(items) is DataLoader
+        and type(items.batch_sampler) is BatchSampler
+        and type(items.sampler) is SequentialSampler
+    )
+
+
+def _loader_of(loader: DataLoader[Any], numbers: list[int]) -> DataLoader[Any]:
+    """Load some of a sequential DataLoader's batches, the way it does."""
+    size, n = int(loader.batch_size or 1), len(cast(Any, loader.dataset))
+    chosen = [range(i * size, min((i + 1) * size, n)) for i in numbers]
+    settings = {name: getattr(loader, name) for name in _LOADING}
+    return DataLoader(loader.dataset, batch_sampler=cast(Any, chosen), **settings)
+
+
+def input_of(item: Any) -> Tensor:
+    """Take the encoder's input out of an item: ``x``, ``(x, y)`` or a dict.
+
+    Raises:
+        DataError: There is none.
+    """
+    if isinstance(item, Mapping):
+        arrays = [key for key, value in item.items() if isinstance(value, Tensor | np.ndarray)]
+        named = [key for key in _INPUT_KEYS if key in arrays]
+        if len(arrays) != 1 and not named:
+            raise DataError(
+                f"Expected dict items with one tensor, or with one called {', '.join(_INPUT_KEYS)}; got the "
+                f"keys {', '.join(map(repr, item)) or 'none'}."
+            )
+        item = item[named[0] if named else arrays[0]]
+    elif isinstance(item, tuple | list):
+        if not item:
+            raise DataError("Expected items x, (x, y) or dicts; got an empty tuple or list.")
+        item = item[0]
+    if not isinstance(item, Tensor) and hasattr(item, "__array__"):
+        item = np.asarray(item)
+    if isinstance(item, np.ndarray):
+        try:
+            return from_array(item)
+        except TypeError:
+            raise DataError(f"Expected an array of numbers; got dtype {item.dtype}.") from None
+    if not isinstance(item, Tensor):
+        raise DataError(
+            f"Expected items that are tensors or arrays (or (x, y) or dicts of them); got "
+            f"{type(item).__name__}. The dataset may be {_DATASETS}."
+        )
+    return item
+
+
+def labels_of(item: Any, n: int) -> Tensor:
+    """Take the labels out of a batch's item: y of ``(x, y)``, or a dict's labels.
+
+    Raises:
+        DataError: There are none, or none of n rows.
+    """
+    found: Any = None
+    if isinstance(item, Mapping):
+        found = next((item[key] for key in _LABEL_KEYS if key in item), None)
+    elif isinstance(item, tuple | list) and len(item) > 1:
+        found = item[1]
+    if found is None:
+        keys = ", ".join(map(repr, _LABEL_KEYS))
+        raise DataError(
+            f"Expected items (x, y), or dicts with one of {keys}, for condition='labels'; got "
+            f"{type(item).__name__}. Or pass the labels themselves as condition=; or TensorDataset(x, y): a "
+            "tuple is read as batches."
+        )
+    return as_labels(found, n)
+
+
+def _check_is_batch(item: Any) -> None:
+    """Refuse an item of a list that is one sample by all appearances; as a batch it would be misread."""
+    batch = input_of(item)
+    label = item[1] if isinstance(item, tuple | list) and len(item) == 2 else None
+    labelled = isinstance(label, int | float) or getattr(label, "ndim", None) == 0
+    if labelled or (batch.ndim == 1 and batch.is_floating_point()):
+        raise DataError(
+            f"Expected a list of batches (n, ...); its items look like single samples of shape "
+            f"{tuple(batch.shape)}. Stack them with torch.stack, or pass "
+            "DataLoader(samples, batch_size=512)."
+        )

@@ -1,0 +1,217 @@
+"""LatentStore: latents on disk, to be read in parts. docs/store.md describes the files."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from latentfit.errors import FileFormatError
+
+__all__ = ["INDEX", "STORE_VERSION", "LatentStore", "Shard"]
+
+INDEX = "index.json"
+STORE_VERSION = 1
+_MOST_INDEX_BYTES = 256 * 2**20
+_DTYPES = {
+    str(t).removeprefix("torch."): t
+    for t in (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+}
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One file of a store.
+
+    Attributes:
+        file: Its name in the store's folder.
+        rows: How many latents it holds.
+        sha256: Of the inputs that they were made of.
+    """
+
+    file: str
+    rows: int
+    sha256: str
+
+
+class LatentStore:
+    r"""Latents on disk, in the order of their dataset, read in parts and never as a whole.
+
+    ``fit_latent_sampler(..., store=PATH)`` makes one; it can be a dataset of latents itself:
+    ``fit_latent_sampler(None, LatentStore(PATH))``, which asks for neither the encoder nor the data.
+
+    Args:
+        path: The store's folder.
+
+    Attributes:
+        path: The folder.
+        shape: The shape of one latent.
+        dtype: The dtype of the latents.
+        has_labels: Whether each latent has a label.
+        encoder: The fingerprint of the encoder that made them.
+        data: The SHA-256 of the data that they were made of.
+        shards: The files, in order.
+
+    Raises:
+        FileFormatError: There is no complete store there, or it is damaged or of a newer format.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        index = _read_index(self.path)
+        try:
+            self.shape = tuple(int(size) for size in index["shape"])
+            self.dtype = _DTYPES[index["dtype"]]
+            self.has_labels = index["labels"] is True
+            self.encoder, self.data = str(index["encoder"]), str(index["data"])
+            self.shards = [Shard(*_fields(entry)) for entry in index["shards"]]
+            if not self.shards or any(size < 1 for size in self.shape):
+                raise ValueError(f"shape {self.shape}, {len(self.shards)} files")
+        except (KeyError, TypeError, ValueError) as error:
+            raise FileFormatError(
+                f"{self.path / INDEX}: expected the index of a store; {type(error).__name__}: {error}."
+            ) from error
+        starts = torch.tensor([0, *(shard.rows for shard in self.shards)]).cumsum(0)
+        self._starts = starts.tolist()
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def __repr__(self) -> str:
+        return (
+            f"LatentStore({str(self.path)!r}: {len(self):,} latents, shape={self.shape}, "
+            f"dtype={str(self.dtype).removeprefix('torch.')}, labels={'yes' if self.has_labels else 'no'})"
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of all latents."""
+        return len(self) * math.prod(self.shape) * self.dtype.itemsize
+
+    def read(self, start: int, stop: int) -> Tensor:
+        r"""Read latents (stop - start, \*shape), which may lie in several files.
+
+        Raises:
+            FileFormatError: A file is missing, damaged, or another than the index tells.
+        """
+        parts = [self._read("latents", i, low, high) for i, low, high in self._pieces(start, stop)]
+        return torch.cat(parts) if parts else torch.zeros(0, *self.shape, dtype=self.dtype)
+
+    def parts(self, rows: int | None = None) -> Iterator[Tensor]:
+        r"""Read all latents in order, (n, \*shape) at a time; None means a file at a time."""
+        if rows is None:
+            for i in range(len(self.shards)):
+                yield self._read("latents", i, 0, self.shards[i].rows)
+            return
+        for start in range(0, len(self), rows):
+            yield self.read(start, min(start + rows, len(self)))
+
+    def take(self, index: Tensor) -> Tensor:
+        r"""Read single latents.
+
+        Args:
+            index: Which, (n,) int64, ascending.
+
+        Returns:
+            Latents (n, \*shape).
+        """
+        taken = torch.empty(len(index), *self.shape, dtype=self.dtype)
+        edges = torch.searchsorted(index, torch.tensor(self._starts)).tolist()
+        for i, (low, high) in enumerate(itertools.pairwise(edges)):
+            if low < high:
+                own = index[low:high] - self._starts[i]
+                first, last = int(own[0]), int(own[-1]) + 1
+                taken[low:high] = self._read("latents", i, first, last)[own - first]
+        return taken
+
+    def labels(self) -> Tensor:
+        """Read all labels: int64 classes (N,), or vectors (N, C).
+
+        Raises:
+            FileFormatError: There are none, or a file is damaged.
+        """
+        if not self.has_labels:
+            raise FileFormatError(
+                f"Expected labels in the store {self.path}; it has none. Encode a dataset of (x, y)."
+            )
+        return torch.cat(
+            [self._read("labels", i, 0, shard.rows) for i, shard in enumerate(self.shards)]
+        )
+
+    def _pieces(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
+        """The files that rows start to stop lie in, each with its own first and last row."""
+        i = int(torch.searchsorted(torch.tensor(self._starts), start, right=True)) - 1
+        while start < stop:
+            begin, end = self._starts[i], min(stop, self._starts[i + 1])
+            yield i, start - begin, end - begin
+            start, i = end, i + 1
+
+    def _read(self, name: str, i: int, start: int, stop: int) -> Tensor:
+        shard = self.shards[i]
+        path = self.path / shard.file
+        try:
+            with safe_open(path, framework="pt") as file:
+                if (file.metadata() or {}).get("sha256") != shard.sha256:
+                    raise FileFormatError(
+                        f"{path}: expected the file that the index tells of; it has been written anew since. "
+                        f"Open the store {self.path} again."
+                    )
+                part = file.get_slice(name)
+                size, dtype = part.get_shape(), part.get_dtype()
+                if size[0] != shard.rows or (name == "latents" and tuple(size[1:]) != self.shape):
+                    raise FileFormatError(
+                        f"{path}: expected {shard.rows} {name} of shape {self.shape}; got {size}."
+                    )
+                read: Tensor = part[start:stop]
+                if name == "latents" and read.dtype != self.dtype:
+                    raise FileFormatError(f"{path}: expected {self.dtype}; got {dtype}.")
+                return read
+        except (SafetensorError, OSError) as error:
+            raise FileFormatError(
+                f"{path}: expected a file of the store {self.path}; {error}. Fit with store= once more: what "
+                "is missing is encoded again."
+            ) from error
+
+
+def _fields(entry: Any) -> tuple[str, int, str]:
+    file, rows, digest = entry["file"], entry["rows"], entry["sha256"]
+    plain = isinstance(file, str) and file == os.path.basename(file) and file not in ("", ".", "..")
+    if not plain or type(rows) is not int or rows < 1 or not isinstance(digest, str):
+        raise ValueError(f"got the file {entry!r}")  # a name with a folder in it is never followed
+    return file, rows, digest
+
+
+def _read_index(folder: Path) -> dict[str, Any]:
+    path = folder / INDEX
+    try:
+        if path.stat().st_size > _MOST_INDEX_BYTES:
+            raise FileFormatError(
+                f"{path}: expected an index of at most {_MOST_INDEX_BYTES} bytes."
+            )
+        index = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise FileFormatError(
+            f"Expected a complete store of latents in {str(folder)!r}; it has no {INDEX}. "
+            "fit_latent_sampler(encoder, dataset, store=...) makes it, or finishes it."
+        ) from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise FileFormatError(f"{path}: expected the index of a store; {error}.") from error
+    if not isinstance(index, dict) or index.get("format") != "latentfit latents":
+        raise FileFormatError(
+            f"{path}: expected the index of a store of latents; got another file."
+        )
+    version = index.get("format_version")
+    if version != STORE_VERSION:
+        raise FileFormatError(
+            f"{path}: expected format version {STORE_VERSION}; got {version!r}. Upgrade latentfit."
+        )
+    return index

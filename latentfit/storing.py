@@ -1,0 +1,292 @@
+"""Filling a LatentStore: encode what is not there yet, in any number of processes, resumable at any time."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from latentfit._version import __version__
+from latentfit.batches import Batches, input_of, labels_of
+from latentfit.encoding import Encoding, check_finite, device_of
+from latentfit.errors import DataError, OptionError
+from latentfit.models import Model
+from latentfit.parallel import SOLO, Workers
+from latentfit.persistence import atomic_path
+from latentfit.progress import Bar
+from latentfit.randomness import isolated_rng, reseed
+from latentfit.store import INDEX, STORE_VERSION, LatentStore, Shard
+
+__all__ = ["fill_store"]
+
+SHARD_ROWS = 4096  # about; a file ends with a batch
+_LOCK = ".lock"
+_OWN = re.compile(r"[0-9a-f]{16}-\d{7}\.safetensors|\.[^/]+\.[0-9a-f]{8}\.tmp")
+_REMEDY = "if the encoder runs in half precision, run it in float32; what is encoded so far is kept"
+
+
+def fill_store(
+    path: str | os.PathLike[str],
+    encoder: Model | None,
+    dataset: Any,
+    *,
+    batch_size: int,
+    seed: int = 0,
+    progress: bool | None = None,
+    workers: Workers = SOLO,
+) -> LatentStore:
+    """Encode a dataset into a store; what this encoder made of the same data before is kept.
+
+    The dataset is read in any case and compared batch by batch, by SHA-256; the encoder sees only what is
+    not in the store. Latents of another encoder are replaced when the new ones are complete. A kill at any
+    instant leaves whole files, from which the next call goes on. One process at a time fills a store; others
+    wait for it. Labels are kept where the items have any.
+
+    Args:
+        path: The store's folder; it is created where it is missing.
+        encoder: The encoder, or None if the dataset already holds latents.
+        dataset: As for :func:`latentfit.encoding.encode`, in a fixed order.
+        batch_size: Rows a call, where the dataset does not come in batches already.
+        seed: Of the encoder's and the dataset's random numbers.
+        progress: Whether to show a bar; None means on a terminal.
+        workers: The processes that share the work and this folder.
+
+    Raises:
+        OptionError: The folder holds other things than a store, or the dataset is shuffled.
+        DataError: An unusable dataset, batches that disagree in shape, or no rows.
+        NonFiniteError: NaN or infinity among the latents.
+        EncoderOutputError: The encoder returned no single tensor with a row for each input.
+        OSError: The folder can't be written.
+    """
+    batches = Batches(dataset, batch_size)
+    batches.check_order("store=")
+    folder, device = Path(path), device_of(encoder, dataset)
+    fingerprint = "latents" if encoder is None else encoder.fingerprint()
+    with _locked(folder) if workers.is_first else nullcontext():
+        if workers.is_first:
+            _check_folder(folder)
+        workers.wait()
+        filling = _Filling(folder, fingerprint, Encoding(encoder))
+        each = max(1, SHARD_ROWS // batches.size)
+        with isolated_rng(seed, device), Bar(filling.encoding.verb, progress) as bar:
+            for index, item in batches.select(
+                lambda i: workers.owns(i // each), lambda i: reseed(seed, i, device)
+            ):
+                bar.show(index, batches.total)
+                filling.add(index, index // each, item)
+            filling.finish()
+            bar.show(batches.total or filling.seen, batches.total)
+        entries = sorted(workers.gather(filling.entries), key=lambda entry: entry["number"])
+        if workers.is_first:
+            _write_index(folder, fingerprint, entries)
+        workers.wait()
+        return LatentStore(folder)
+
+
+class _Filling:
+    """The files of a store that one process writes, one after the other."""
+
+    def __init__(self, folder: Path, fingerprint: str, encoding: Encoding) -> None:
+        self.folder, self.encoding = folder, encoding
+        self.prefix = hashlib.sha256(fingerprint.encode()).hexdigest()[:16]
+        self.entries: list[dict[str, Any]] = []
+        self.seen = 0  # rows
+        self._labelled: bool | None = None
+        self._agree = False
+        self._number = -1
+        self._begin(-1)
+
+    def add(self, index: int, number: int, item: Any) -> None:
+        """Take one batch, that of this index, into the file of this number."""
+        if number != self._number:
+            self.finish()
+            self._begin(number)
+        inputs = input_of(item)
+        n = 0 if inputs.ndim == 0 else len(inputs)
+        labels = self._labels(item, n)
+        digest = _digest(inputs, labels)
+        place, start = len(self._hashes), sum(self._sizes)
+        self._hashes.append(digest)
+        self._sizes.append(n)
+        if self._known[place : place + 1] == [(digest, n)] and self._agree:
+            self._latents.append((start, start + n))
+            self._label_parts.append(labels)
+        else:
+            self._agree = False
+            latents = self.encoding.latents(index, inputs)
+            check_finite(latents, "latents", _REMEDY, start=self.seen)
+            self._latents.append(latents)
+            self._label_parts.append(labels)
+        self.seen += n
+
+    def finish(self) -> None:
+        """Write the file, unless the one that is there has the same in it."""
+        rows = sum(self._sizes)
+        if not rows:
+            return
+        joined = hashlib.sha256("".join(self._hashes).encode()).hexdigest()
+        if not (self._agree and len(self._hashes) == len(self._known)):
+            tensors = {"latents": torch.cat([self._part(part) for part in self._latents])}
+            if self._labelled:
+                tensors["labels"] = torch.cat(
+                    [part for part in self._label_parts if part is not None]
+                )
+            metadata = {
+                "sha256": joined,
+                "batches": json.dumps(list(zip(self._hashes, self._sizes, strict=True))),
+            }
+            content = safetensors.torch.save(tensors, metadata=metadata)
+            with atomic_path(self._file) as temporary:
+                temporary.write_bytes(content)
+            shape, dtype = tensors["latents"].shape[1:], tensors["latents"].dtype
+        else:
+            with safe_open(self._file, framework="pt") as file:
+                first: Tensor = file.get_slice("latents")[:1]
+            shape, dtype = first.shape[1:], first.dtype
+        self.entries.append(
+            {
+                "number": self._number,
+                "file": self._file.name,
+                "rows": rows,
+                "sha256": joined,
+                "shape": list(shape),
+                "dtype": str(dtype).removeprefix("torch."),
+                "labels": bool(self._labelled),
+            }
+        )
+
+    def _begin(self, number: int) -> None:
+        self._number = number
+        self._file = self.folder / f"{self.prefix}-{max(number, 0):07d}.safetensors"
+        self._hashes: list[str] = []
+        self._sizes: list[int] = []
+        self._latents: list[Tensor | tuple[int, int]] = []
+        self._label_parts: list[Tensor | None] = []
+        self._known = _known(self._file) if number >= 0 else []
+        self._agree = bool(self._known)
+
+    def _part(self, part: Tensor | tuple[int, int]) -> Tensor:
+        if isinstance(part, Tensor):
+            return part
+        with safe_open(self._file, framework="pt") as file:
+            read: Tensor = file.get_slice("latents")[part[0] : part[1]]
+            return read.clone()
+
+    def _labels(self, item: Any, n: int) -> Tensor | None:
+        """The labels of an item, if it has any that can be kept; the first batch decides for all."""
+        if self._labelled is False:
+            return None
+        try:
+            labels = labels_of(item, n)
+        except DataError:
+            if self._labelled:
+                raise
+            self._labelled = False
+            return None
+        self._labelled = True
+        return labels
+
+
+def _known(file: Path) -> list[tuple[str, int]]:
+    """The batches that a file was made of; none where it is missing or damaged."""
+    try:
+        with safe_open(file, framework="pt") as opened:
+            batches = json.loads((opened.metadata() or {})["batches"])
+            known = [(str(digest), int(n)) for digest, n in batches]
+            rows = opened.get_slice("latents").get_shape()[0]
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError):
+        return []
+    return known if rows == sum(n for _, n in known) else []
+
+
+def _digest(inputs: Tensor, labels: Tensor | None) -> str:
+    digest = hashlib.sha256()
+    for tensor in (inputs, labels):
+        if tensor is not None:
+            digest.update(f"{tensor.dtype} {tuple(tensor.shape)} ".encode())
+            plain = tensor.detach().cpu().contiguous()
+            digest.update(plain.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock; the system gives it back if this process dies."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise OptionError(f"Expected store as a folder; {str(folder)!r} is a file.") from None
+    lock = FileLock(folder / _LOCK)
+    try:
+        lock.acquire(timeout=0.5)
+    except Timeout:
+        with Bar("waiting for another process that fills the store", None) as bar:
+            bar.show(0, None)
+            lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse a folder with other people's files, and clear away what killed writers have left."""
+    others = []
+    for name in sorted(os.listdir(folder)):
+        if name.startswith(".") and name.endswith(".tmp") and _OWN.fullmatch(name):
+            (folder / name).unlink()
+        elif name not in (INDEX, _LOCK) and not _OWN.fullmatch(name):
+            others.append(name)
+    if others:
+        raise OptionError(
+            f"Expected store as an empty folder or a store of latents; {str(folder)!r} holds "
+            f"{', '.join(others[:3])}{' and more' if len(others) > 3 else ''}."
+        )
+
+
+def _write_index(folder: Path, fingerprint: str, entries: list[dict[str, Any]]) -> None:
+    """Write the index, then remove the files that it does not name."""
+    if not entries:
+        raise DataError(
+            "Expected a dataset with at least 2 rows; got none. Was its iterator used up?"
+        )
+    for what in ("shape", "dtype", "labels"):
+        found = {json.dumps(entry[what]) for entry in entries}
+        if len(found) > 1:
+            raise DataError(
+                f"Expected batches of one {what}; got {' and '.join(sorted(found))} in one dataset."
+            )
+    shards = [Shard(entry["file"], entry["rows"], entry["sha256"]) for entry in entries]
+    index = {
+        "format": "latentfit latents",
+        "format_version": STORE_VERSION,
+        "latentfit": __version__,
+        "encoder": fingerprint,
+        "data": hashlib.sha256("".join(shard.sha256 for shard in shards).encode()).hexdigest(),
+        "n": sum(shard.rows for shard in shards),
+        "order": "that of the dataset",
+        "shape": entries[0]["shape"],
+        "dtype": entries[0]["dtype"],
+        "labels": entries[0]["labels"],
+        "shards": [vars(shard) for shard in shards],
+    }
+    text = json.dumps(index, indent=1)
+    target = folder / INDEX
+    if not target.is_file() or target.read_text() != text:
+        with atomic_path(target) as temporary:
+            temporary.write_text(text)
+    named = {shard.file for shard in shards}
+    for name in os.listdir(folder):
+        if name.endswith(".safetensors") and _OWN.fullmatch(name) and name not in named:
+            (folder / name).unlink()
