@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,17 @@ from safetensors.torch import save
 from latentfit.errors import DataError, FileFormatError
 from latentfit.persistence import atomic_path
 
-__all__ = ["NAME", "SUFFIXES", "check_folder", "check_target", "read_array", "write_array"]
+__all__ = [
+    "NAME",
+    "SUFFIXES",
+    "check_folder",
+    "check_target",
+    "map_array",
+    "read_array",
+    "write_array",
+]
+
+_Array = TypeVar("_Array", torch.Tensor, npt.NDArray[Any])
 
 NAME = "latents"
 """The array that is read from, and written to, a file that can hold several."""
@@ -40,7 +51,25 @@ def read_array(path: str | os.PathLike[str]) -> torch.Tensor:
         FileFormatError: The file is damaged, or isn't what its suffix says.
     """
     path = Path(path)
-    read = _READERS[_suffix(path)]
+    return _checked(path, _READERS[_suffix(path)])
+
+
+def map_array(path: str | os.PathLike[str]) -> npt.NDArray[Any]:
+    """Open a .npy file to be read as it is needed; raises what :func:`read_array` does.
+
+    Args:
+        path: The file; it must not change while the array is in use.
+
+    Returns:
+        A read-only array.
+    """
+    path = Path(path)
+    _suffix(path)
+    return _checked(path, _map_npy)
+
+
+def _checked(path: Path, read: Callable[[Path], _Array]) -> _Array:
+    """Read a file, and tell what is wrong with it."""
     if not path.is_file():
         found = "that is a folder" if path.is_dir() else "there is no such file"
         raise DataError(f"Expected an array file at {path}; {found}.")
@@ -57,7 +86,7 @@ def read_array(path: str | os.PathLike[str]) -> torch.Tensor:
         raise FileFormatError(
             f"Expected {path} to be a {path.suffix} file of numbers; it can't be read: {reason}"
         ) from error
-    if array.numel() == 0:
+    if math.prod(array.shape) == 0:
         raise DataError(
             f"Expected rows in {path}; it holds an array of shape {tuple(array.shape)}."
         )
@@ -126,6 +155,13 @@ def _suffix(path: Path) -> str:
 def _read_npy(path: Path) -> torch.Tensor:
     # Mapping compares the header's shape with the file's size before anything is allocated.
     return _from_numpy(np.array(np.lib.format.open_memmap(path, mode="r")), path)
+
+
+def _map_npy(path: Path) -> npt.NDArray[Any]:
+    array = np.lib.format.open_memmap(path, mode="r")
+    if array.dtype.kind not in "buif":
+        raise DataError(f"Expected numbers in {path}; got an array of dtype {array.dtype}.")
+    return array
 
 
 def _read_npz(path: Path) -> torch.Tensor:

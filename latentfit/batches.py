@@ -138,7 +138,7 @@ class _Columns:
 
     def __init__(self, dataset: Mapping[str, Any]) -> None:
         self.inputs = input_of(dataset)
-        self.labels = next((dataset[key] for key in _LABEL_KEYS if key in dataset), None)
+        self.labels: Any = next((dataset[key] for key in _LABEL_KEYS if key in dataset), None)
         fits = hasattr(self.labels, "__len__") and len(self.labels) == len(self.inputs)
         self._cut = fits and self.labels is not self.inputs  # what does not fit is told on use
 

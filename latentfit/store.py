@@ -17,10 +17,18 @@ from torch import Tensor
 
 from latentfit.errors import FileFormatError
 
-__all__ = ["INDEX", "STORE_VERSION", "LatentStore", "Shard"]
+__all__ = [
+    "INDEX",
+    "STORE_VERSION",
+    "LatentStore",
+    "Shard",
+    "read_metadata",
+    "shard_metadata",
+]
 
 INDEX = "index.json"
 STORE_VERSION = 1
+_KEY = "latentfit"  # in the files' metadata
 _MOST_INDEX_BYTES = 256 * 2**20
 _DTYPES = {
     str(t).removeprefix("torch."): t
@@ -160,7 +168,7 @@ class LatentStore:
         path = self.path / shard.file
         try:
             with safe_open(path, framework="pt") as file:
-                if (file.metadata() or {}).get("sha256") != shard.sha256:
+                if read_metadata(file).get("sha256") != shard.sha256:
                     raise FileFormatError(
                         f"{path}: expected the file that the index tells of; it has been written anew since. "
                         f"Open the store {self.path} again."
@@ -175,11 +183,28 @@ class LatentStore:
                 if name == "latents" and read.dtype != self.dtype:
                     raise FileFormatError(f"{path}: expected {self.dtype}; got {dtype}.")
                 return read
-        except (SafetensorError, OSError) as error:
+        except FileFormatError:
+            raise
+        except (SafetensorError, OSError, ValueError) as error:
             raise FileFormatError(
                 f"{path}: expected a file of the store {self.path}; {error}. Fit with store= once more: what "
                 "is missing is encoded again."
             ) from error
+
+
+def shard_metadata(digest: str, batches: list[tuple[str, int]]) -> dict[str, str]:
+    """Tell of a file what it was made of: one entry, since the format keeps no order among several."""
+    return {_KEY: json.dumps({"sha256": digest, "batches": batches})}
+
+
+def read_metadata(file: Any) -> dict[str, Any]:
+    """Read what :func:`shard_metadata` made of an open file; nothing if it is another's.
+
+    Raises:
+        ValueError: It is no JSON.
+    """
+    found = json.loads((file.metadata() or {}).get(_KEY, "{}"))
+    return found if isinstance(found, dict) else {}
 
 
 def _fields(entry: Any) -> tuple[str, int, str]:

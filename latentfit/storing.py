@@ -26,7 +26,14 @@ from latentfit.parallel import SOLO, Workers
 from latentfit.persistence import atomic_path
 from latentfit.progress import Bar
 from latentfit.randomness import isolated_rng, reseed
-from latentfit.store import INDEX, STORE_VERSION, LatentStore, Shard
+from latentfit.store import (
+    INDEX,
+    STORE_VERSION,
+    LatentStore,
+    Shard,
+    read_metadata,
+    shard_metadata,
+)
 
 __all__ = ["fill_store"]
 
@@ -142,11 +149,8 @@ class _Filling:
                 tensors["labels"] = torch.cat(
                     [part for part in self._label_parts if part is not None]
                 )
-            metadata = {
-                "sha256": joined,
-                "batches": json.dumps(list(zip(self._hashes, self._sizes, strict=True))),
-            }
-            content = safetensors.torch.save(tensors, metadata=metadata)
+            batches = list(zip(self._hashes, self._sizes, strict=True))
+            content = safetensors.torch.save(tensors, metadata=shard_metadata(joined, batches))
             with atomic_path(self._file) as temporary:
                 temporary.write_bytes(content)
             shape, dtype = tensors["latents"].shape[1:], tensors["latents"].dtype
@@ -202,8 +206,7 @@ def _known(file: Path) -> list[tuple[str, int]]:
     """The batches that a file was made of; none where it is missing or damaged."""
     try:
         with safe_open(file, framework="pt") as opened:
-            batches = json.loads((opened.metadata() or {})["batches"])
-            known = [(str(digest), int(n)) for digest, n in batches]
+            known = [(str(digest), int(n)) for digest, n in read_metadata(opened)["batches"]]
             rows = opened.get_slice("latents").get_shape()[0]
     except (SafetensorError, OSError, KeyError, TypeError, ValueError):
         return []

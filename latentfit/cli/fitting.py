@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import Any
 
 import click
@@ -10,8 +11,10 @@ import click
 from latentfit.cli.text import facts_lines
 from latentfit.cli.words import (
     import_object,
+    launched_accelerator,
     option_class,
     read_condition,
+    read_dataset,
     settings_option,
     split_settings,
 )
@@ -32,16 +35,33 @@ Examples:
   latentfit fit --latents z.npy --method realnvp -o layers=5 -o hidden=128,128 \\
       -o base=normal --out sampler.safetensors
   latentfit fit --encoder my_models:encoder --data images.npy --out sampler.safetensors
+  latentfit fit --encoder my_models:encoder --data my_data:train --store latents/ \\
+      --out sampler.safetensors
+  torchrun --nproc-per-node 2 -m latentfit fit --encoder my_models:encoder --data images.npy \\
+      --store latents/ --out sampler.safetensors
   latentfit fit --latents z.npy --condition labels.npy --out conditional.safetensors"""
 )
-@click.option("--latents", metavar="FILE", help="Latents: .npy, .npz, .safetensors or .pt.")
+@click.option(
+    "--latents",
+    metavar="FILE",
+    help="Latents: .npy, .npz, .safetensors or .pt; or a store's folder.",
+)
 @click.option(
     "--encoder",
     "encoder_name",
     metavar="MODULE:ATTRIBUTE",
     help="An encoder to import, the current folder included; it needs --data.",
 )
-@click.option("--data", metavar="FILE", help="What to encode: .npy, .npz, .safetensors or .pt.")
+@click.option(
+    "--data",
+    metavar="FILE|MODULE:ATTRIBUTE",
+    help="What to encode: .npy (read as needed), .npz, .safetensors or .pt; or a dataset to import.",
+)
+@click.option(
+    "--store",
+    metavar="FOLDER",
+    help="Keep the latents there: reused with the same encoder and data, resumed after a kill.",
+)
 @click.option("-m", "--method", default="realnvp", show_default=True, help="An installed sampler.")
 @settings_option
 @click.option(
@@ -70,20 +90,25 @@ def fit(
 ) -> None:
     """Fit a sampler and save it.
 
-    It is fitted to latents from a file, or to what an encoder makes of data from a file.
+    It is fitted to latents from a file, or to what an encoder makes of data. Several processes, started
+    by torchrun or accelerate launch, share the work.
     """
     if (latents is None) == (encoder_name is None) or (encoder_name is None) != (data is None):
         raise click.UsageError("Expected either --latents FILE, or --encoder and --data.")
     texts = split_settings(settings)
+    accelerator = launched_accelerator()  # first: it chooses the process's own GPU
 
-    from latentfit import fit_latent_sampler
+    from latentfit import LatentStore, fit_latent_sampler
     from latentfit.arrays import check_folder, read_array
     from latentfit.options import parse_option_strings
 
     check_folder(out, latents, data, condition)
     options = parse_option_strings(option_class(method), texts)
     encoder = None if encoder_name is None else import_object(encoder_name, "--encoder")
-    dataset = read_array(latents or data or "")
+    if latents is not None:
+        dataset = LatentStore(latents) if os.path.isdir(latents) else read_array(latents)
+    else:
+        dataset = read_dataset(data or "")
     labels = None if condition is None else read_array(condition)
     sampler = fit_latent_sampler(
         encoder,
@@ -91,12 +116,16 @@ def fit(
         method=method,
         condition=labels,
         progress=progress,
+        accelerator=accelerator,
         **arguments,
         **options,
     )
-    sampler.save(out)
-    if progress is not False:
-        click.echo(f"{out}: {sampler!r}")
+    if accelerator is None or accelerator.is_main_process:
+        sampler.save(out)
+        if progress is not False:
+            click.echo(f"{out}: {sampler!r}")
+    if accelerator is not None:
+        accelerator.end_training()
 
 
 @click.command(

@@ -14,7 +14,15 @@ import click
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["import_object", "option_class", "read_condition", "settings_option", "split_settings"]
+__all__ = [
+    "import_object",
+    "launched_accelerator",
+    "option_class",
+    "read_condition",
+    "read_dataset",
+    "settings_option",
+    "split_settings",
+]
 
 settings_option = click.option(
     "-o",
@@ -83,6 +91,33 @@ def import_object(name: str, what: str) -> Any:
             raise click.UsageError(f"Expected {what} {name}; {module_name} has no {attribute!r}.")
         found = getattr(found, part)
     return found
+
+
+def launched_accelerator() -> Any:
+    """Join the other processes, where torchrun or accelerate launch started several; else give None."""
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        return None
+    try:
+        from accelerate import Accelerator
+    except ModuleNotFoundError as error:
+        raise click.UsageError(
+            "Expected accelerate to be installed for several processes: pip install 'latentfit[accelerate]'."
+        ) from error
+    import torch
+
+    return Accelerator(cpu=not torch.cuda.is_available())
+
+
+def read_dataset(text: str) -> Any:
+    """Read an array file, a .npy file as it is needed; or import a dataset."""
+    from latentfit.arrays import SUFFIXES, map_array, read_array
+
+    suffix = os.path.splitext(text)[1].lower()
+    if suffix == ".npy":
+        return map_array(text)
+    if ":" in text and suffix not in SUFFIXES:
+        return import_object(text, "--data")
+    return read_array(text)
 
 
 def read_condition(text: str) -> int | Tensor:
