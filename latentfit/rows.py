@@ -136,9 +136,11 @@ class Rows:
         blocks = math.ceil(len(self._latents) / _BLOCK)
         bytes_in_block = 4 * _BLOCK * math.prod(self._latents.shape)
         at_once = max(_LEAST_BLOCKS, _BUFFER_BYTES // bytes_in_block, math.ceil(size / _BLOCK) + 1)
+        drawn = torch.randint(2**62, (1,), generator=generator, device=generator.device)
+        ordering = torch.Generator().manual_seed(int(drawn))  # the same in all processes, to the end
+        mixing = torch.Generator().manual_seed(int(drawn) + 1 + rank)
         while True:
-            order = torch.randperm(blocks, generator=generator, device=generator.device)
-            order = order.cpu()
+            order = torch.randperm(blocks, generator=ordering)
             order = order[rank::count] if blocks >= count else order
             for chosen in order.split(at_once):
                 found = [self._places(i * _BLOCK, (i + 1) * _BLOCK) for i in chosen.tolist()]
@@ -147,8 +149,7 @@ class Rows:
                     continue
                 places = torch.cat(found)
                 latents = torch.cat([self._read_block(own) for own in found])
-                mixed = torch.randperm(len(places), generator=generator, device=generator.device)
-                for index in mixed.cpu().split(size):
+                for index in torch.randperm(len(places), generator=mixing).split(size):
                     if len(index) < size and len(places) > size:
                         break
                     yield self._finished(latents[index], places[index])

@@ -27,7 +27,7 @@ def generator() -> torch.Generator:
 
 def passes(of: Rows, size: int, rank: int = 0, count: int = 1) -> Tensor:
     """The numbers of the rows in about one pass."""
-    n = len(of) // count // size
+    n = (len(of) // count - 512) // size  # one process may have a block less
     batches = itertools.islice(of.batches(size, generator(), rank, count), n)
     return torch.cat([batch[:, 0] for (batch,) in batches]).long()
 
@@ -36,7 +36,7 @@ def test_a_pass_has_each_row_once_and_mixes_them_well() -> None:
     left_out = torch.arange(0, N, 7)
     seen = passes(rows(left_out), 100)
     assert len(seen.unique()) == len(seen)
-    assert len(seen) > 0.99 * len(rows(left_out)) - 100
+    assert len(seen) > len(rows(left_out)) - 700
     assert not torch.isin(seen, left_out).any()
     # A minibatch is spread over the whole: of uniform numbers below N the mean deviates by N / sqrt(12 * 100).
     means = torch.stack([part.double().mean() for part in seen.split(100)])
@@ -45,8 +45,9 @@ def test_a_pass_has_each_row_once_and_mixes_them_well() -> None:
 
 def test_processes_share_a_pass() -> None:
     one, other = passes(rows(), 50, 0, 2), passes(rows(), 50, 1, 2)
-    assert not set(one.tolist()) & set(other.tolist())
-    assert len(one) + len(other) > 0.95 * N
+    both = torch.cat((one, other))
+    assert len(both) > 0.9 * N
+    assert len(both.unique()) == len(both)
 
 
 def test_parts_are_all_rows_in_order() -> None:
