@@ -1,0 +1,152 @@
+"""Several processes on accelerate: what one process does, shared; and what happens when one of them dies."""
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from latentfit import LatentStore, fit_latent_sampler, load_sampler
+from latentfit.errors import OptionError
+
+pytest.importorskip("accelerate")
+
+MODELS = """
+    import os, signal
+    import torch
+    from torch import nn
+    from torch.utils.data import DataLoader, TensorDataset
+
+    class Encoder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(4, 4)
+            with torch.no_grad():
+                self.linear.weight.copy_(torch.eye(4))
+                self.linear.bias.zero_()
+            self.batches = 0
+
+        def forward(self, x):
+            self.batches += 1
+            if os.environ.get("DIES") == os.environ.get("RANK", "alone") and self.batches == 12:
+                os.kill(os.getpid(), signal.SIGKILL)
+            with open(f"rows-{os.environ.get('RANK', 'alone')}", "a") as log:
+                log.write(f"{len(x)}\\n")
+            return self.linear(x)
+
+    encoder = Encoder()
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(30_000, 4, generator=generator) + 8 * (torch.arange(30_000) % 3)[:, None]
+    loader = DataLoader(TensorDataset(x, torch.arange(30_000) % 3), batch_size=256)
+"""
+
+SCRIPT = """
+    import sys
+    import torch
+    from accelerate import Accelerator
+    from latentfit import fit_latent_sampler
+    from models import encoder, loader, x
+
+    accelerator = Accelerator(cpu=True)
+    for method, options in (
+        ("realnvp", {"steps": 60}),
+        ("flow-matching", {"steps": 60}),
+        ("r3gan", {"steps": 20}),
+        ("gmm", {}),
+    ):
+        sampler = fit_latent_sampler(
+            encoder, loader, method=method, condition="labels", accelerator=accelerator, **options
+        )
+        rank = accelerator.process_index
+        sampler.save(f"{method}-{rank}.safetensors")
+    sampler = fit_latent_sampler(
+        encoder, (part for part in x.split(100)), method="gaussian", seed=None, max_seconds=9.0,
+        accelerator=accelerator
+    )
+    sampler.save(f"unseeded-{rank}.safetensors")
+    accelerator.end_training()
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "models.py").write_text(textwrap.dedent(MODELS))
+    (tmp_path / "script.py").write_text(textwrap.dedent(SCRIPT))
+    return tmp_path
+
+
+def launch(folder: Path, processes: int, *words: str, **environment: str) -> Any:
+    many = f"-m torch.distributed.run --standalone --nproc-per-node {processes}".split()
+    return subprocess.run(
+        [sys.executable, *(many if processes > 1 else []), *words],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=500,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+    )
+
+
+def fit(folder: Path, processes: int, store: str, out: str, **environment: str) -> Any:
+    words = "-m latentfit fit --encoder models:encoder --data models:loader -o steps=60 -o layers=3"
+    return launch(folder, processes, *words.split(), "--store", store, "--out", out, **environment)
+
+
+def content(store: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in store.iterdir() if p.name != ".lock"}
+
+
+def encoded(folder: Path, rank: int | str) -> int:
+    return sum(int(n) for n in (folder / f"rows-{rank}").read_text().split())
+
+
+def test_two_processes_make_the_store_and_the_sampler_of_one(folder: Path) -> None:
+    both, one = fit(folder, 2, "both", "both.safetensors"), fit(folder, 1, "one", "one.safetensors")
+    assert (both.returncode, one.returncode) == (0, 0), both.stderr + one.stderr
+    assert content(folder / "both") == content(folder / "one")
+    assert encoded(folder, 0) + encoded(folder, 1) == encoded(folder, "alone") == 30_000
+    assert min(encoded(folder, 0), encoded(folder, 1)) > 13_000
+    assert both.stdout.count("LatentSampler(") == 1  # one of them speaks
+    assert "Traceback" not in both.stderr
+    samples = [
+        load_sampler(folder / name).sample(500, seed=0) for name in ("both.safetensors", "one.safetensors")
+    ]
+    # The same steps on the same minibatches, added up in another order.
+    assert torch.allclose(*samples, atol=0.05)
+
+
+def test_a_process_that_dies_ends_the_run_and_the_store_can_be_resumed(folder: Path) -> None:
+    dead = fit(folder, 2, "store", "s.safetensors", DIES="1")
+    assert dead.returncode != 0
+    assert not (folder / "s.safetensors").exists()
+    before = encoded(folder, 0) + encoded(folder, 1)
+    alive = fit(folder, 2, "store", "s.safetensors")
+    assert alive.returncode == 0, alive.stderr
+    assert len(LatentStore(folder / "store")) == 30_000
+    again = encoded(folder, 0) + encoded(folder, 1) - before
+    assert again < 30_000 - 4096  # what had been written was not encoded again
+    assert load_sampler(folder / "s.safetensors").info["n"] == 27_000
+
+
+def test_from_python_all_processes_return_one_sampler(folder: Path) -> None:
+    done = launch(folder, 2, "script.py")
+    assert done.returncode == 0, done.stderr
+    for method in ("realnvp", "flow-matching", "r3gan", "gmm", "unseeded"):
+        one, other = (load_sampler(folder / f"{method}-{rank}.safetensors") for rank in (0, 1))
+        condition = None if method == "unseeded" else 1
+        drawn = one.sample(2000, seed=0, condition=condition)
+        assert torch.equal(drawn, other.sample(2000, seed=0, condition=condition))
+        if condition is not None:
+            assert torch.allclose(drawn.mean(0), torch.full((4,), 8.0), atol=0.7)
+
+
+def test_what_is_no_accelerator_is_refused() -> None:
+    latents = np.random.default_rng(0).normal(size=(50, 2))
+    for wrong in (2, "accelerate", object):
+        with pytest.raises(OptionError, match="accelerator"):
+            fit_latent_sampler(None, latents, accelerator=wrong)
