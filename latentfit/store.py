@@ -1,4 +1,4 @@
-"""LatentStore: latents on disk, to be read in parts. docs/store.md describes the files."""
+"""LatentStore: latents on disk, to be read in parts. docs/large-datasets.md describes the files."""
 
 from __future__ import annotations
 
