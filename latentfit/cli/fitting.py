@@ -42,6 +42,15 @@ Examples:
     help="An encoder to import, the current folder included; it needs --data.",
 )
 @click.option("--data", metavar="FILE", help="What to encode: .npy, .npz, .safetensors or .pt.")
+@click.option(
+    "--output",
+    "choice",
+    metavar="mean|sample|PATH|INDEX",
+    help="What to take of what the encoder returns, where there is a choice.",
+)
+@click.option(
+    "--autocast", metavar="DTYPE", help="Encode in bfloat16 or float16, by torch.autocast."
+)
 @click.option("-m", "--method", default="realnvp", show_default=True, help="An installed sampler.")
 @settings_option
 @click.option(
@@ -61,6 +70,7 @@ def fit(
     latents: str | None,
     encoder_name: str | None,
     data: str | None,
+    choice: str | None,
     method: str,
     settings: tuple[str, ...],
     condition: str | None,
@@ -90,6 +100,7 @@ def fit(
         dataset,
         method=method,
         condition=labels,
+        output=int(choice) if choice and choice.lstrip("-").isdecimal() else choice,
         progress=progress,
         **arguments,
         **options,
