@@ -51,7 +51,7 @@ def single_tensor(output: Any, *, role: str = "encoder", choice: Choice = None) 
         if choice in ("mean", "sample"):
             found = _of_posterior(output, choice)
             if found is not None:
-                return _tensor(found)
+                return found
         return _default(_follow(output, choice, role), role)
     return _default(choice(output), role)
 
@@ -86,7 +86,7 @@ def _default(output: Any, role: str) -> Tensor:
     if isinstance(output, Tensor | np.ndarray):
         return _tensor(output)
     if _is_posterior(output):
-        return _tensor(_moment(output, "mean"))
+        return _moment(output, "mean")
     members = _members(output)
     usable = {name: value for name, value in members.items() if _is_usable(value)}
     names = [name for name in (_LATENTS if role == "encoder" else _IMAGES) if name in usable]
@@ -116,7 +116,7 @@ def _remedy(role: str, usable: Mapping[Any, Any]) -> str:
     return f"Choose with {' or '.join(dict.fromkeys(choices))}."
 
 
-def _of_posterior(output: Any, moment: str) -> Any:
+def _of_posterior(output: Any, moment: str) -> Tensor | None:
     """Compute the mean or a sample of the one posterior in an output; None if there is none."""
     if _is_posterior(output):
         return _moment(output, moment)
@@ -139,12 +139,12 @@ def _is_posterior(value: Any) -> bool:
     )
 
 
-def _moment(posterior: Any, moment: str) -> Any:
+def _moment(posterior: Any, moment: str) -> Tensor:
     """Take the mean or a sample; the mode of a Gaussian is its mean, and some in diffusers have no other."""
     if moment == "sample":
-        return posterior.sample()
+        return _tensor(posterior.sample())
     mode = _attribute(posterior, "mode")
-    return mode() if callable(mode) else _attribute(posterior, "mean")
+    return _tensor(mode() if callable(mode) else _attribute(posterior, "mean"))
 
 
 def _gaussian(members: Mapping[Any, Any]) -> tuple[Tensor, Tensor] | None:

@@ -190,6 +190,8 @@ def test_signature_of_fit():
         "method": "realnvp",
         "condition": None,
         "decoder": None,
+        "output": None,
+        "autocast": None,
         "transform": "standardize",
         "validation": 0.1,
         "batch_size": 512,
