@@ -4,8 +4,10 @@ Tests skip where the extra "encoders" is not installed. What is expected comes f
 called as their documentation says.
 """
 
+import json
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -452,3 +454,16 @@ def test_a_decoder_is_not_mistaken() -> None:
         expected = model.eval().decode(z).sample
         assert torch.equal(decoder_of(model)(z), expected)
         assert not torch.equal(model.decode(z, force_not_quantize=True).sample, expected)
+
+
+@pytest.mark.slow
+def test_the_table_of_encoders(root: Path, run_python: Any, tmp_path: Path) -> None:
+    pytest.importorskip("pythae")
+    script, out = root / "benchmarks" / "encoders.py", tmp_path / "out"
+    run_python(str(script), "--quick", "--only", "pythae VAE", "--out", str(out))  # or it fails
+    rows = json.loads((out / "results.json").read_text())["rows"]
+    cells = rows["pythae VAE"]["cells"]
+    assert list(cells) == ["fit", "sample", "log_prob", "generate", "save", "load"]
+    assert all(cell["ok"] for cell in cells.values())
+    assert rows["pythae VAE"]["latent_shape"] == [10]
+    assert "| pythae VAE | random weights | 10 | ok, " in (out / "table.md").read_text()
