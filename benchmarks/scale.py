@@ -6,7 +6,7 @@
   them; each in a process of its own, whose largest resident memory is told. Their distribution is known, so
   the fit's negative log likelihood can be compared with the best there is.
 - encoding: images of MNIST's size through encoders of three sizes, by a bare ``for batch in loader:
-  encoder(batch)`` under inference mode, and by latentfit in memory and into a store; in turns, in one process.
+  encoder(batch)`` under inference mode, and by latentfit in memory and into a store; in turns.
 - processes: a store is filled by one process and by two, a thread each.
 
 Give it a quiet machine. Writes results.json and table.md to the folder, where there is one.
@@ -247,7 +247,8 @@ def table(results: dict[str, Any]) -> str:
     if "memory" in results:
         found = results["memory"]
         lines += [
-            f"{found['n']:,} latents of {found['dim']} float32 values, {found['bytes'] / 2**30:.2f} GiB on disk:",
+            f"{found['n']:,} latents of {found['dim']} float32 values, "
+            f"{found['bytes'] / 2**30:.2f} GiB on disk:",
             "",
             "| | seconds | peak resident memory, MB | of which imports | NLL, nats | best possible |",
             "| --- | ---: | ---: | ---: | ---: | ---: |",
@@ -278,8 +279,8 @@ def table(results: dict[str, Any]) -> str:
         one, two = (statistics.median(found["seconds"][count]) for count in (1, 2))
         lines += [
             "",
-            f"Two processes fill a store {found['speedup']:.2f} times as fast as one ({one:.1f} s and {two:.1f} s; "
-            "a thread each).",
+            f"Two processes fill a store {found['speedup']:.2f} times as fast as one ({one:.1f} s and "
+            f"{two:.1f} s; a thread each).",
         ]
     provenance = results["provenance"]
     lines += ["", "Made " + ", ".join(f"{k} {v}" for k, v in provenance.items()) + "."]

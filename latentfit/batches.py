@@ -138,9 +138,10 @@ class _Columns:
 
     def __init__(self, dataset: Mapping[str, Any]) -> None:
         self.inputs = input_of(dataset)
-        self.labels: Any = next((dataset[key] for key in _LABEL_KEYS if key in dataset), None)
-        fits = hasattr(self.labels, "__len__") and len(self.labels) == len(self.inputs)
-        self._cut = fits and self.labels is not self.inputs  # what does not fit is told on use
+        labels: Any = [dataset[key] for key in _LABEL_KEYS if key in dataset]
+        self.labels = labels[0] if labels else None
+        rows = getattr(self.labels, "__len__", lambda: -1)()
+        self._cut = rows == len(self.inputs)  # what does not fit is told on use
 
     def __len__(self) -> int:
         return len(self.inputs)

@@ -18,6 +18,7 @@ from latentfit.errors import OptionError
 from latentfit.fitting import Plan, check_condition, fit_class
 from latentfit.models import Model, decoder_of, encoder_of
 from latentfit.options import resolve_options
+from latentfit.outputs import Choice
 from latentfit.parallel import workers_of
 from latentfit.preparing import in_memory
 from latentfit.randomness import check_seed
@@ -37,6 +38,8 @@ def fit_latent_sampler(
     method: str = "realnvp",
     condition: Any = None,
     decoder: Any = None,
+    output: Choice = None,
+    autocast: str | None = None,
     transform: str = "standardize",
     validation: float = 0.1,
     batch_size: int = 512,
@@ -56,8 +59,8 @@ def fit_latent_sampler(
 
     Args:
         encoder: An nn.Module, a callable, or an object with ``encode`` or (scikit-learn) ``transform``,
-            which returns a tensor or array (n, \*shape), or a tuple, list or dict with exactly one. None:
-            the dataset holds latents already.
+            which returns a tensor or array (n, \*shape), a posterior, or what holds one: ``output`` chooses
+            where there is a choice. None: the dataset holds latents already.
         dataset: A tensor or array (N, ...), a torch Dataset, a DataLoader, or an iterable of batches; items
             are ``x``, ``(x, y)`` or dicts.
         method: The name of an installed sampler; ``latentfit samplers`` lists them. "auto" fits a short list
@@ -67,6 +70,10 @@ def fit_latent_sampler(
             (N, C) are vectors.
         decoder: What ``decode`` and ``generate`` use: an nn.Module, a callable, or an object with ``decode``
             or ``inverse_transform``.
+        output: What to take of what the encoder returns: "mean" (the default) or "sample" of a posterior, a
+            key or attribute path ("last_hidden_state", "a.b"), an index, or a callable. None takes the only
+            tensor, or what diffusers, transformers and pythae call their latents.
+        autocast: "bfloat16" or "float16" runs the encoder under ``torch.autocast``; its latents are float32.
         transform: "standardize" (each dimension to mean 0 and deviation 1; constant ones are left out and
             put back) or "none".
         validation: The fraction of the latents that is held out to stop by, in [0, 1).
@@ -106,6 +113,11 @@ def fit_latent_sampler(
             "Expected a LatentStore as dataset without an encoder and without store=: it holds latents; got "
             f"encoder={type(encoder).__name__}, store={store!r}."
         )
+    if encoder is None and not (output is None and autocast is None):
+        raise OptionError(
+            "Expected output=None and autocast=None, as there is no encoder (the dataset holds latents); got "
+            f"output={output!r}, autocast={autocast!r}."
+        )
     from_dataset = isinstance(condition, str)
     if from_dataset and condition != "labels":
         raise OptionError(f"Expected condition as 'labels', labels or None; got {condition!r}.")
@@ -114,7 +126,7 @@ def fit_latent_sampler(
         check_condition(plugin_class, kind_of(given), method)
     elif plugin_class and from_dataset and not plugin_class.conditions:
         check_condition(plugin_class, "labels", method)  # of whatever kind they will be
-    model = None if encoder is None else encoder_of(encoder)
+    model = None if encoder is None else encoder_of(encoder, output=output, autocast=autocast)
     decoding = None if decoder is None else decoder_of(decoder)
     origin = device_of(model, dataset)
     plan = Plan(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-import types
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -13,9 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from latentfit.errors import EncoderOutputError, OptionError
-from latentfit.outputs import single_tensor
+from latentfit.fingerprint import fingerprint, globals_read
+from latentfit.outputs import Choice, check_choice, single_tensor
 
 __all__ = ["Model", "decoder_of", "encoder_of"]
+
+AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class Model:
@@ -23,16 +26,30 @@ class Model:
 
     Args:
         role: "encoder" or "decoder", for messages.
-        call: What is called with a batch.
-        modules: The torch modules that the call may run.
+        model: The user's object.
+        method: Which of its methods is called with a batch; "" for the object itself.
         takes_arrays: Whether it is called with NumPy arrays instead of tensors.
+        output: What to take of what it returns: see :func:`latentfit.outputs.single_tensor`.
+        autocast: The precision to run it in under ``torch.autocast``: "bfloat16" or "float16"; None for
+            its own.
     """
 
     def __init__(
-        self, role: str, call: Callable[[Any], Any], modules: list[nn.Module], takes_arrays: bool
+        self,
+        role: str,
+        model: Any,
+        method: str = "",
+        *,
+        takes_arrays: bool = False,
+        output: Choice = None,
+        autocast: str | None = None,
     ) -> None:
-        self.role, self.modules = role, modules
-        self._call, self._takes_arrays = call, takes_arrays
+        self.role, self.modules = role, _modules_of(model)
+        self._model, self._method, self._takes_arrays = model, method, takes_arrays
+        self._call = getattr(model, method) if method else model
+        self._output, self._autocast = check_choice(output), autocast
+        if autocast is not None:
+            self._check_autocast(autocast)
 
     @property
     def device(self) -> torch.device | None:
@@ -40,8 +57,21 @@ class Model:
         tensor = self._first_tensor()
         return None if tensor is None else tensor.device
 
+    def fingerprint(self) -> str:
+        """Hash what it computes with to 64 hexadecimal digits, alike in each process.
+
+        The name and state of the object, whatever the kind (:func:`latentfit.fingerprint.fingerprint` tells
+        what counts), the parameters and buffers of the modules that it may run, ``output`` and ``autocast``.
+        """
+        return fingerprint(
+            self._model, self._method, self.modules, self._output, self._autocast or ""
+        )
+
     def __call__(self, batch: Tensor) -> Tensor:
         """Call it with a batch on its own device and, for floating point, in its own precision.
+
+        Returns:
+            What it returned, in its dtype; float32 after autocast.
 
         Raises:
             EncoderOutputError: It returned no single tensor, or not one row for each row of the batch.
@@ -53,22 +83,27 @@ class Model:
             if tensor is not None:
                 floating = batch.is_floating_point() and tensor.is_floating_point()
                 batch = batch.to(tensor.device, tensor.dtype if floating else batch.dtype)
-            output = self._call(batch)
-        result = single_tensor(output, role=self.role)
+            if self._autocast is None:
+                output = self._call(batch)
+            else:
+                with torch.autocast(batch.device.type, AUTOCAST[self._autocast]):
+                    output = self._call(batch)
+        result = single_tensor(output, role=self.role, choice=self._output)
         if result.ndim == 0 or len(result) != len(batch):
             raise EncoderOutputError(
                 f"Expected the {self.role} to return one row for each of the {len(batch)} rows of a batch; "
                 f"got shape {tuple(result.shape)}."
             )
-        return result
+        return result.float() if self._autocast else result
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Put its modules in eval mode; give every submodule its own mode back at the end."""
+        """Put its modules in eval mode, and let none mask its input; give all its own back at the end."""
         with ExitStack() as stack:
             for module in self.modules:
                 for part in module.modules():
                     stack.callback(setattr, part, "training", part.training)
+                    _unmask(part, stack)
                 module.eval()
             yield
 
@@ -79,18 +114,47 @@ class Model:
                     return tensor
         return None
 
+    def _check_autocast(self, autocast: Any) -> None:
+        device = (self.device or torch.device("cpu")).type
+        if not isinstance(autocast, str) or autocast not in AUTOCAST or self._takes_arrays:
+            why = ", as it takes arrays" if self._takes_arrays else ""
+            raise OptionError(
+                f"Expected autocast as {' or '.join(map(repr, AUTOCAST))} for an encoder in PyTorch, or None"
+                f"{why}; got {autocast!r}."
+            )
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                torch.autocast(device, AUTOCAST[autocast])
+        except (RuntimeError, UserWarning) as error:
+            raise OptionError(
+                f"Expected autocast as a precision that the device {device!r} has; got {autocast!r} "
+                f"({str(error).splitlines()[0][:100]})."
+            ) from error
 
-def encoder_of(encoder: Any) -> Model:
+
+def encoder_of(encoder: Any, *, output: Choice = None, autocast: str | None = None) -> Model:
     """Adapt an nn.Module, a callable, or an object with ``encode`` or (scikit-learn) ``transform``.
 
+    Of a whole autoencoder that has no ``encode``, but submodules ``encoder`` and ``decoder`` (as pythae's),
+    it is the ``encoder`` that encodes.
+
+    Args:
+        encoder: The object.
+        output: What to take where it returns more than one tensor, or a posterior: "mean" or "sample", a key
+            or attribute path, an index, or a callable.
+        autocast: "bfloat16" or "float16" to run it under ``torch.autocast``; its latents are float32 then.
+
     Raises:
-        OptionError: It is none of these.
+        OptionError: It is none of these; or a choice or a precision that there is not.
     """
-    return _adapt("encoder", encoder, "encode", "transform")
+    return _adapt("encoder", encoder, "encode", "transform", output=output, autocast=autocast)
 
 
 def decoder_of(decoder: Any) -> Model:
     """Adapt an nn.Module, a callable, or an object with ``decode`` or ``inverse_transform``.
+
+    Of a whole autoencoder that has no ``decode`` it is the ``decoder`` that decodes.
 
     Raises:
         OptionError: It is none of these.
@@ -98,25 +162,51 @@ def decoder_of(decoder: Any) -> Model:
     return _adapt("decoder", decoder, "decode", "inverse_transform")
 
 
-def _adapt(role: str, model: Any, torch_method: str, sklearn_method: str) -> Model:
+def _adapt(role: str, model: Any, torch_method: str, sklearn_method: str, **how: Any) -> Model:
     if isinstance(model, type):
         raise OptionError(
             f"Expected {role} as an object; got the class {model.__name__}. Pass an instance of it."
         )
     if isinstance(model, str | bytes):  # these have .encode and .decode, too
         raise OptionError(f"Expected {role} as an object; got {model!r}. Load it first.")
-    modules = _modules_of(model)
-    own = getattr(model, torch_method, None)
-    if callable(own):
-        return Model(role, own, modules, takes_arrays=False)
+    if callable(getattr(model, torch_method, None)):
+        return Model(role, model, torch_method, **how)
+    if all(callable(getattr(model, half, None)) for half in ("encoder", "decoder")):
+        return _adapt(role, getattr(model, role), torch_method, sklearn_method, **how)
     if not isinstance(model, nn.Module) and callable(getattr(model, sklearn_method, None)):
-        return Model(role, getattr(model, sklearn_method), modules, takes_arrays=True)
+        return Model(role, model, sklearn_method, takes_arrays=True, **how)
     if callable(model):
-        return Model(role, model, modules, takes_arrays=False)
+        return Model(role, model, **how)
     raise OptionError(
         f"Expected {role} as an nn.Module, a callable, or an object with .{torch_method} or "
         f".{sklearn_method}; got {type(model).__name__}."
     )
+
+
+def _unmask(part: nn.Module, stack: ExitStack) -> None:
+    """Let transformers' ViTMAE keep all patches, in order: it masks and shuffles in eval mode, too.
+
+    Source: He et al., "Masked Autoencoders Are Scalable Vision Learners", 2021, arXiv:2111.06377.
+    """
+    masking = getattr(part, "random_masking", None)
+    config: Any = getattr(part, "config", None)
+    if not callable(masking) or not hasattr(config, "mask_ratio"):
+        return
+
+    def in_order(sequence: Tensor, noise: Tensor | None = None) -> Any:  # (n, patches, dim)
+        if noise is None:  # it sorts the patches by their noise
+            noise = torch.arange(sequence.shape[1], device=sequence.device, dtype=torch.float32)
+            noise = noise.expand(len(sequence), -1)
+        return masking(sequence, noise)
+
+    stack.callback(setattr, config, "mask_ratio", config.mask_ratio)
+    config.mask_ratio = 0.0
+    attributes = vars(part)  # a method of the class, unless somebody replaced it
+    if "random_masking" in attributes:
+        stack.callback(attributes.__setitem__, "random_masking", masking)
+    else:
+        stack.callback(attributes.pop, "random_masking")
+    attributes["random_masking"] = in_order
 
 
 def _modules_of(model: Any, depth: int = 3) -> list[nn.Module]:
@@ -140,7 +230,7 @@ def _modules_of(model: Any, depth: int = 3) -> list[nn.Module]:
     elif inspect.isfunction(model):
         cells = [cell.cell_contents for cell in model.__closure__ or () if _is_filled(cell)]
         defaults = [*(model.__defaults__ or ()), *(model.__kwdefaults__ or {}).values()]
-        named = [model.__globals__.get(name) for name in _names_in(model.__code__)]
+        named = [model.__globals__.get(name) for name in globals_read(model.__code__)]
         parts = cells + defaults + named
     elif hasattr(model, "__dict__") and not isinstance(model, type) and not inspect.ismodule(model):
         held = (nn.Module, list, tuple, dict)
@@ -151,14 +241,6 @@ def _modules_of(model: Any, depth: int = 3) -> list[nn.Module]:
     for part in parts:
         found += [m for m in _modules_of(part, depth - 1) if not any(m is other for other in found)]
     return found
-
-
-def _names_in(code: types.CodeType) -> Iterator[str]:
-    """The global names (and attributes) that a function reads, also in its comprehensions and lambdas."""
-    yield from code.co_names
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            yield from _names_in(constant)
 
 
 def _is_filled(cell: Any) -> bool:

@@ -137,7 +137,9 @@ class Rows:
         bytes_in_block = 4 * _BLOCK * math.prod(self._latents.shape)
         at_once = max(_LEAST_BLOCKS, _BUFFER_BYTES // bytes_in_block, math.ceil(size / _BLOCK) + 1)
         drawn = torch.randint(2**62, (1,), generator=generator, device=generator.device)
-        ordering = torch.Generator().manual_seed(int(drawn))  # the same in all processes, to the end
+        ordering = torch.Generator().manual_seed(
+            int(drawn)
+        )  # the same in all processes, to the end
         mixing = torch.Generator().manual_seed(int(drawn) + 1 + rank)
         while True:
             order = torch.randperm(blocks, generator=ordering)

@@ -148,6 +148,30 @@ def test_fit_with_an_encoder_from_the_current_folder(run, tmp_path, monkeypatch)
     assert load_sampler("s.safetensors").shape == (2,)
 
 
+def test_fit_chooses_what_the_encoder_returns_and_its_precision(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("my_models_d.py").write_text(
+        "import torch\n"
+        "linear = torch.nn.Linear(6, 2)\n"
+        "def encoder(x):\n"
+        "    z = linear(x)\n"
+        "    return {'first': z, 'other': x, 'second': [z[:, :1].double(), x]}\n"
+    )
+    write_array("x.npy", torch.arange(300.0).square().sin().view(50, 6))
+    words = ("fit", "--encoder", "my_models_d:encoder", "--data", "x.npy", *QUICK, "--quiet")
+    assert run(*words, "--out", "s.safetensors")[0] == 1
+    shapes = {"first": (2,), "0": (2,), "second.0": (1,), "second.1": (6,)}
+    for choice, shape in shapes.items():
+        assert run(*words, "--output", choice, "--out", "s.safetensors") == (0, "", "")
+        sampler = load_sampler("s.safetensors")
+        assert sampler.shape == shape
+        assert sampler.dtype == (torch.float64 if choice == "second.0" else torch.float32)
+    words = (*words, "--output", "second.0", "--autocast")
+    assert run(*words, "bfloat16", "--out", "s.safetensors") == (0, "", "")
+    assert load_sampler("s.safetensors").dtype == torch.float32
+    assert "'bfloat16' or 'float16'" in run(*words, "int8", "--out", "s.safetensors")[2]
+
+
 @pytest.mark.parametrize("suffix", [".npy", ".npz", ".safetensors", ".pt"])
 def test_sample_writes_what_the_api_draws(run, tmp_path, suffix):
     out = str(tmp_path / f"new{suffix}")

@@ -14,8 +14,8 @@ from latentfit import LatentSampler, fit_latent_sampler, load_sampler
 from latentfit.condition import Classes, Vector, as_labels, fit_condition
 from latentfit.errors import DataError, FileFormatError, OptionError
 from latentfit.fitting import Plan, fit_class
-from latentfit.preparing import split
 from latentfit.plugin import Run, Sampler
+from latentfit.preparing import split
 
 N = 600
 CLASSES = torch.tensor([-7, 3, 40])  # not 0, 1, 2

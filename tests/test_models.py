@@ -228,8 +228,65 @@ def test_an_encoder_may_return_its_tensor_wrapped(output: Callable[[Tensor], Any
 
 
 def test_an_encoder_that_returns_a_pair_is_told_what_was_seen() -> None:
-    with pytest.raises(EncoderOutputError, match=r"2 of them \(0: Tensor \(40, 6\).*lambda x"):
+    told = r"2 of them \(0: Tensor \(40, 6\).*output=0 or output=1 or output='mean'"
+    with pytest.raises(EncoderOutputError, match=told):
         fit_latent_sampler(lambda x: (x, x), X)
+    for choice in (0, "mean"):
+        sampler = fit_latent_sampler(lambda x: (x[:, :3], -x[:, :3]), X, output=choice, steps=1)
+        assert sampler.shape == (3,)
+
+
+class Whole(nn.Module):
+    """An autoencoder whose forward reconstructs, and that has neither encode nor decode."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.encoder, self.decoder = network, nn.Linear(3, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        raise AssertionError("that is no latent")
+
+
+def test_of_a_whole_autoencoder_the_halves_are_called(network: Network) -> None:
+    whole = Whole(network)
+    before = snapshot(whole)
+    sampler = fit_latent_sampler(whole, X, decoder=whole, steps=1)
+    assert sampler.shape == (3,)
+    z = sampler.sample(4, seed=0)
+    torch.testing.assert_close(sampler.generate(4, seed=0), whole.decoder(z))
+    assert_unchanged(before, whole)
+    assert encoder_of(whole).fingerprint() == encoder_of(network).fingerprint()
+
+
+def test_a_module_with_one_half_is_called_itself() -> None:
+    half = nn.Sequential()
+    half.encoder = nn.Linear(6, 2)
+    assert encoder_of(half)(X).shape == (40, 2)
+    half.decoder = None
+    assert encoder_of(half)(X).shape == (40, 2)
+
+
+@pytest.mark.parametrize("how", [{"output": 0}, {"autocast": "bfloat16"}])
+def test_what_is_for_encoders_is_refused_without_one(how: dict[str, Any]) -> None:
+    with pytest.raises(OptionError, match="as there is no encoder"):
+        fit_latent_sampler(None, X, **how)
+
+
+def test_a_choice_is_checked_before_anything_is_encoded() -> None:
+    calls: list[Tensor] = []
+    with pytest.raises(OptionError, match="Expected output as"):
+        fit_latent_sampler(lambda x: calls.append(x) or x, X, output=1.5)
+    with pytest.raises(OptionError, match="Expected autocast as"):
+        fit_latent_sampler(lambda x: calls.append(x) or x, X, autocast="float8")
+    assert not calls
+
+
+def test_a_function_without_modules_runs_under_autocast_too() -> None:
+    seen = []
+    weight = torch.ones(6, 2)
+    model = encoder_of(lambda x: seen.append((x @ weight).dtype) or x @ weight, autocast="bfloat16")
+    assert model(X).dtype == torch.float32
+    assert seen == [torch.bfloat16]
 
 
 def stochastic(x: Tensor) -> Tensor:

@@ -114,7 +114,8 @@ def test_two_processes_make_the_store_and_the_sampler_of_one(folder: Path) -> No
     assert both.stdout.count("LatentSampler(") == 1  # one of them speaks
     assert "Traceback" not in both.stderr
     samples = [
-        load_sampler(folder / name).sample(500, seed=0) for name in ("both.safetensors", "one.safetensors")
+        load_sampler(folder / name).sample(500, seed=0)
+        for name in ("both.safetensors", "one.safetensors")
     ]
     # The same steps on the same minibatches, added up in another order.
     assert torch.allclose(*samples, atol=0.05)

@@ -38,7 +38,7 @@ def test_a_pass_has_each_row_once_and_mixes_them_well() -> None:
     assert len(seen.unique()) == len(seen)
     assert len(seen) > len(rows(left_out)) - 700
     assert not torch.isin(seen, left_out).any()
-    # A minibatch is spread over the whole: of uniform numbers below N the mean deviates by N / sqrt(12 * 100).
+    # A minibatch is spread over the whole: the mean of 100 numbers below N deviates by N / sqrt(12 * 100).
     means = torch.stack([part.double().mean() for part in seen.split(100)])
     assert float((means - N / 2).abs().max()) < 6 * N / (12 * 100) ** 0.5
 

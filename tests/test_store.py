@@ -340,28 +340,27 @@ def test_auto_compares_on_rows_that_no_fit_has_seen(tmp_path: Path) -> None:
     assert sampler.info["n"] + sampler.info["n_validation"] == len(BLOBS) - 5000
 
 
-def damaged(store: Path) -> Iterator[tuple[str, Any]]:
+def damaged(store: Path) -> Iterator[Any]:
     index = json.loads((store / "index.json").read_text())
     shard = index["shards"][0]
-    yield "no JSON", "{"
-    yield "another file", {"format": "mine"}
-    yield "newer", index | {"format_version": 99}
-    yield "no shape", {k: v for k, v in index.items() if k != "shape"}
-    yield "dtype", index | {"dtype": "complex64"}
-    yield "no shards", index | {"shards": []}
-    yield "a path", index | {"shards": [shard | {"file": "../x.safetensors"}]}
-    yield "an absolute path", index | {"shards": [shard | {"file": "/etc/passwd"}]}
-    yield "rows", index | {"shards": [shard | {"rows": -1}]}
+    yield "{"
+    yield {"format": "mine"}
+    yield index | {"format_version": 99}
+    yield {k: v for k, v in index.items() if k != "shape"}
+    yield index | {"dtype": "complex64"}
+    yield index | {"shards": []}
+    yield index | {"shards": [shard | {"file": "../x.safetensors"}]}
+    yield index | {"shards": [shard | {"file": "/etc/passwd"}]}
+    yield index | {"shards": [shard | {"rows": -1}]}
 
 
 def test_a_damaged_index_is_told(tmp_path: Path) -> None:
     fill(tmp_path / "store", Counting())
-    for what, content in damaged(tmp_path / "store"):
+    for content in list(damaged(tmp_path / "store")):
         text = content if isinstance(content, str) else json.dumps(content)
         (tmp_path / "store" / "index.json").write_text(text)
         with pytest.raises(FileFormatError, match=r"index\.json"):
             LatentStore(tmp_path / "store")
-            pytest.fail(what)
 
 
 def test_missing_damaged_and_replaced_files_are_told(tmp_path: Path) -> None:

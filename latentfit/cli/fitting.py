@@ -62,6 +62,15 @@ Examples:
     metavar="FOLDER",
     help="Keep the latents there: reused with the same encoder and data, resumed after a kill.",
 )
+@click.option(
+    "--output",
+    "choice",
+    metavar="mean|sample|PATH|INDEX",
+    help="What to take of what the encoder returns, where there is a choice.",
+)
+@click.option(
+    "--autocast", metavar="DTYPE", help="Encode in bfloat16 or float16, by torch.autocast."
+)
 @click.option("-m", "--method", default="realnvp", show_default=True, help="An installed sampler.")
 @settings_option
 @click.option(
@@ -81,6 +90,7 @@ def fit(
     latents: str | None,
     encoder_name: str | None,
     data: str | None,
+    choice: str | None,
     method: str,
     settings: tuple[str, ...],
     condition: str | None,
@@ -115,6 +125,7 @@ def fit(
         dataset,
         method=method,
         condition=labels,
+        output=int(choice) if choice and choice.lstrip("-").isdecimal() else choice,
         progress=progress,
         accelerator=accelerator,
         **arguments,

@@ -1,0 +1,206 @@
+"""A hash of what a model computes with: its code's name, its parameters and its settings.
+
+It answers one question: would this model give the same latents as that one, in this process or another?
+It is the SHA-256 of a canonical walk through the object, so it depends on no address, hash seed or device.
+"""
+
+from __future__ import annotations
+
+import dis
+import functools
+import hashlib
+import inspect
+import re
+import struct
+import types
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+__all__ = ["fingerprint", "globals_read"]
+
+_CHUNK = 1 << 26  # bytes that leave a tensor's device at once
+_ADDRESS = re.compile(r"0x[0-9a-fA-F]+")
+
+
+def fingerprint(*parts: Any) -> str:
+    """Hash objects to 64 hexadecimal digits, alike in each process.
+
+    What counts, by kind:
+
+    - nn.Module: its class's name; its text, which tells the layers and their settings; and the name, shape,
+      dtype and bytes of each parameter and buffer, wherever it lies.
+    - A function: its name, bytecode and constants; what it closes over and its defaults; and the globals that
+      it reads, functions of its own module among them. (A newer Python may compile it otherwise.)
+    - Other objects: the class's name, and the state that pickle would keep: for scikit-learn the parameters
+      and all that was fitted. What pickle can't keep counts by its class only.
+
+    Not seen are a change in the code of a class or of another module's function.
+    """
+    walk = _Walk(hashlib.sha256())
+    for part in parts:
+        walk.add(part)
+    digest: str = walk.hash.hexdigest()
+    return digest
+
+
+class _Walk:
+    """A walk that hashes a function, module or other object once, and later mentions of it as such."""
+
+    def __init__(self, digest: Any) -> None:
+        self.hash = digest
+        self._seen: dict[
+            int, tuple[int, Any]
+        ] = {}  # the objects are kept, so that no id is used twice
+
+    def add(self, value: Any) -> None:
+        """Hash any object."""
+        if value is None or isinstance(value, bool | int | float | complex | str | bytes):
+            self._put(type(value).__name__, _bytes(value))
+        elif isinstance(value, type | types.ModuleType | np.ufunc):
+            self._put("name", _name(value))
+        elif isinstance(value, torch.dtype | torch.device | torch.Size | np.dtype | range | slice):
+            self._put(type(value).__name__, str(value))
+        elif isinstance(value, Tensor):
+            self._add_tensor(value)
+        elif isinstance(value, np.ndarray | np.generic):
+            self._add_array(np.asarray(value))
+        elif isinstance(value, types.CodeType):
+            self._put("code", value.co_code)
+            self._add_all((value.co_names, value.co_consts))
+        elif isinstance(value, frozenset | set):
+            self._put(
+                _name(type(value)), "".join(sorted(map(fingerprint, value)))
+            )  # it has no order
+        elif type(value) is tuple:  # constants may be shared or not: that says nothing
+            self._put("tuple", str(len(value)))
+            self._add_all(value)
+        elif id(value) in self._seen:
+            self._put("again", str(self._seen[id(value)][0]))
+        else:
+            self._seen[id(value)] = (len(self._seen), value)
+            self._add_object(value)
+
+    def _add_object(self, value: Any) -> None:
+        if type(value) is list:
+            self._put("list", str(len(value)))
+            self._add_all(value)
+        elif type(value) is dict:
+            self._put("dict", str(len(value)))
+            named = all(isinstance(key, str) for key in value)
+            self._add_all(sorted(value.items(), key=_first) if named else value.items())
+        elif isinstance(value, types.FunctionType):
+            self._put("function", _name(value))
+            self._add_all((value.__code__, value.__defaults__, value.__kwdefaults__))
+            self._add_all(_captured(value))
+        elif isinstance(
+            value, types.MethodType | types.BuiltinFunctionType | types.MethodWrapperType
+        ):
+            self._put("method", value.__name__)
+            self.add(value.__self__)
+        elif isinstance(value, functools.partial):
+            self._put("partial", "")
+            self._add_all((value.func, value.args, value.keywords))
+        elif isinstance(value, nn.Module):
+            self._add_module(value)
+        else:
+            self._put("object", _name(type(value)))
+            self._add_all(_state(value))
+
+    def _add_all(self, values: Any) -> None:
+        for value in values:
+            self.add(value)
+
+    def _add_module(self, module: nn.Module) -> None:
+        self._put("module", _name(type(module)))
+        self._put("text", _ADDRESS.sub("", repr(module)))
+        for kind, tensors in (
+            ("parameter", module.named_parameters()),
+            ("buffer", module.named_buffers()),
+        ):
+            for name, tensor in tensors:
+                self._put(kind, name)
+                self._add_tensor(tensor)
+
+    def _add_tensor(self, tensor: Tensor) -> None:
+        tensor = tensor.detach()
+        self._put("tensor", f"{tuple(tensor.shape)} {tensor.dtype}")
+        if tensor.is_meta:
+            return
+        if tensor.layout != torch.strided:
+            tensor = tensor.to_dense()
+        raw = tensor.resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
+        for part in raw.split(_CHUNK):
+            self.hash.update(part.cpu().numpy().data)
+
+    def _add_array(self, array: np.ndarray[Any, Any]) -> None:
+        self._put("array", f"{array.shape} {array.dtype}")
+        if array.dtype.hasobject:
+            self._add_all(array.ravel().tolist())
+        else:
+            self.hash.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+
+    def _put(self, tag: str, content: str | bytes) -> None:
+        """Hash a tagged text; its length keeps two neighbours apart."""
+        data = content if isinstance(content, bytes) else content.encode()
+        self.hash.update(f"{tag}:{len(data)}:".encode() + data)
+
+
+def globals_read(code: types.CodeType) -> Iterator[str]:
+    """The names of the globals that a function reads, also in its comprehensions and lambdas."""
+    for instruction in dis.get_instructions(code):
+        if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
+            yield instruction.argval
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from globals_read(constant)
+
+
+def _captured(function: types.FunctionType) -> Iterator[Any]:
+    """What a function closes over, and the globals that it reads; another module's functions by name."""
+    for cell in function.__closure__ or ():
+        try:
+            yield cell.cell_contents
+        except ValueError:  # not filled yet
+            yield None
+    for name in dict.fromkeys(globals_read(function.__code__)):
+        value = function.__globals__.get(name)
+        foreign = getattr(value, "__globals__", function.__globals__) is not function.__globals__
+        yield _name(value) if inspect.isfunction(value) and foreign else value
+
+
+def _state(value: Any) -> tuple[Any, ...]:
+    """What pickle would keep of an object: how it is made again, with what, and its state."""
+    try:
+        reduced = value.__reduce_ex__(4)
+    except Exception:  # an object may refuse in any way that it likes
+        return ()
+    if isinstance(reduced, str):
+        return (reduced,)
+    made, arguments, state, *items = (*reduced, None)[:5]
+    return (
+        _name(made),
+        arguments,
+        state,
+        *(None if part is None else list(part) for part in items),
+    )
+
+
+def _first(item: tuple[str, Any]) -> str:
+    return item[0]
+
+
+def _bytes(value: Any) -> bytes:
+    if isinstance(value, float):
+        return struct.pack("<d", value)
+    return value if isinstance(value, bytes) else repr(value).encode()
+
+
+def _name(value: Any) -> str:
+    qualified = getattr(value, "__qualname__", None) or getattr(
+        value, "__name__", repr(type(value))
+    )
+    return f"{getattr(value, '__module__', None) or ''}.{qualified}"

@@ -1,0 +1,317 @@
+"""The hash of an encoder: alike in each process, another after any change that counts."""
+
+import copy
+import functools
+import io
+import math
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.decomposition import PCA
+from sklearn.ensemble import RandomTreesEmbedding
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer, StandardScaler
+from torch import Tensor, nn
+
+from latentfit.fingerprint import fingerprint
+from latentfit.models import encoder_of
+
+MODULE = """
+import functools
+import numpy as np
+import torch
+from torch import nn
+from sklearn.decomposition import PCA
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from latentfit.models import encoder_of
+
+SCALE = {"b": 2.0, "a": 1.0}
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
+        self.register_buffer("hidden", torch.ones(()), persistent=False)
+
+class Wrapper:
+    def __init__(self, net):
+        self.net, self.names = net, {"left", "right", "up", "down"}
+    def encode(self, x):
+        return self.net(x)
+
+def helper(x):
+    return x * SCALE["a"]
+
+def function(x):
+    return helper(torch.stack([net(part) for part in x])) if "k" in {"k", "l", "m", "n"} else x
+
+torch.manual_seed(0)
+net = Net()
+rows = np.arange(40.0).reshape(10, 4) ** 2 % 7
+scaler = StandardScaler().fit(rows)
+pipeline = make_pipeline(StandardScaler(), PCA(2, svd_solver="covariance_eigh")).fit(rows)
+encoders = [
+    net, net.double(), lambda x: net(x), function, Wrapper(net), Wrapper(net).encode, scaler, pipeline,
+    functools.partial(function, x=3), torch.no_grad()(function),
+]
+for number, encoder in enumerate(encoders):
+    print(encoder_of(encoder).fingerprint())
+print(encoder_of(net, output="a.b", autocast="bfloat16").fingerprint())
+print(encoder_of(net, output=lambda returned: returned[0]).fingerprint())
+"""
+
+
+def test_it_is_the_same_in_a_fresh_process(run_python, tmp_path, monkeypatch) -> None:
+    (tmp_path / "encoders.py").write_text(MODULE)
+    outputs = []
+    for seed in ("1", "2"):  # of Python's hashes: sets have another order
+        monkeypatch.setenv("PYTHONHASHSEED", seed)
+        outputs.append(
+            run_python("-c", "import encoders").stdout.split()
+        )  # the second from bytecode
+    assert outputs[0] == outputs[1]
+    assert all(len(digest) == 64 and int(digest, 16) for digest in outputs[0])
+    assert len(set(outputs[0])) == len(outputs[0]) - 1  # .double() is in place
+
+
+class Network(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 4)
+        self.norm = nn.BatchNorm1d(4)
+        self.register_buffer("offset", torch.zeros(2, 2), persistent=False)
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        result: Tensor = self.norm(self.linear(x))
+        return result
+
+
+class Renamed(Network):
+    pass
+
+
+@pytest.fixture
+def network() -> Network:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return Network()
+
+
+def of(encoder: Any, **how: Any) -> str:
+    return encoder_of(encoder, **how).fingerprint()
+
+
+def one_ulp(tensor: Tensor) -> None:
+    flat = tensor.data.view(-1)
+    flat[-1] = torch.nextafter(flat[-1], torch.tensor(math.inf))
+
+
+CHANGES: dict[str, Callable[[Network], Any]] = {
+    "one weight by one ulp": lambda m: one_ulp(m.linear.weight),
+    "the last bias by one ulp": lambda m: one_ulp(m.linear.bias),
+    "a buffer": lambda m: m.norm.running_var.mul_(2),
+    "a buffer that is not saved": lambda m: one_ulp(m.offset),
+    "a whole-number buffer": lambda m: m.norm.num_batches_tracked.add_(1),
+    "a dtype": lambda m: m.half(),
+    "a shape": lambda m: setattr(m, "offset", m.offset.view(4)),
+    "zero's sign": lambda m: m.offset.neg_(),
+    "a setting without a tensor": lambda m: setattr(m.norm, "eps", 0.1),
+    "a name": lambda m: setattr(m, "other", m._modules.pop("linear")),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda m: m,
+        lambda m: lambda x: m(x),
+        lambda m: m.forward,
+        lambda m: functools.partial(m.__class__.forward, m),
+    ],
+)
+def test_it_changes_with_the_state(change: str, wrap: Any, network: Network) -> None:
+    before = of(wrap(network))
+    assert of(wrap(copy.deepcopy(network))) == before
+    CHANGES[change](network)
+    assert of(wrap(network)) != before
+
+
+def test_use_changes_nothing(network: Network) -> None:
+    model = encoder_of(network)
+    before = model.fingerprint()
+    with model.evaluating(), torch.inference_mode():
+        model(torch.randn(4, 6, generator=torch.Generator().manual_seed(0)))
+        assert model.fingerprint() == before
+    network.eval().requires_grad_(False)
+    assert network.calls
+    assert of(network) == before
+
+
+def test_the_class_the_choice_and_autocast_count(network: Network) -> None:
+    renamed = Renamed()
+    renamed.load_state_dict(network.state_dict())
+    variants = [
+        of(network),
+        of(renamed),
+        of(network, output="mean"),
+        of(network, output="sample"),
+        of(network, output=0),
+        of(network, output="0"),
+        of(network, output=lambda r: r[0]),
+        of(network, output=lambda r: r[1]),
+        of(network, autocast="bfloat16"),
+        of(network, autocast="float16"),
+    ]
+    assert len(set(variants)) == len(variants)
+
+
+def test_a_function_counts_with_its_code_and_what_it_captures() -> None:
+    def by(factor: Any) -> Callable[[Any], Any]:
+        return lambda x: x * factor
+
+    def default(x: Any, factor: int = 2) -> Any:
+        return x * factor
+
+    functions: list[Any] = [
+        lambda x: x * 2,
+        lambda x: x * 3,
+        lambda x: x + 2,
+        lambda x: x.real * 2,
+        lambda x: x.imag * 2,
+        lambda x: [y * 2 for y in x],
+        lambda x: [y * 3 for y in x],
+        by(2),
+        by(2.0),
+        by("2"),
+        by(torch.tensor(2)),
+        by(np.array(2)),
+        by([2]),
+        by((2,)),
+        by({2: 2}),
+        by({2}),
+        by(by(2)),
+        default,
+        functools.partial(default, factor=3),
+        torch.tanh,
+        torch.sigmoid,
+        torch.ones(2).add,
+        torch.zeros(2).add,
+    ]
+    digests = [of(function) for function in functions]
+    assert len(set(digests)) == len(digests)
+    assert of(by(2)) == of(by(2))
+    for _ in range(100):  # the interpreter rewrites code that is hot
+        functions[7](3)
+        functions[5]([3])
+    assert [of(function) for function in functions] == digests
+
+
+def test_objects_that_hold_each_other_end() -> None:
+    ring: list[Any] = [1]
+    ring.append(ring)
+    other: list[Any] = [2]
+    other.append(other)
+    assert fingerprint(ring) != fingerprint(other)
+
+    def recursive(x: int) -> int:
+        return recursive(x - 1) if x else 0
+
+    assert len(of(recursive)) == 64
+
+
+ROWS = np.random.default_rng(0).normal(size=(50, 4))
+SKLEARN: dict[str, Callable[[np.ndarray], Any]] = {
+    "PCA": lambda rows: PCA(2).fit(rows),
+    "pipeline": lambda rows: make_pipeline(StandardScaler(), PCA(2)).fit(rows),
+    "trees, in Cython": lambda rows: RandomTreesEmbedding(2, random_state=0).fit(rows),
+    "a function": lambda rows: make_pipeline(FunctionTransformer(np.tanh), PCA(2)).fit(rows),
+}
+
+
+@pytest.mark.parametrize("kind", SKLEARN)
+def test_scikit_learn_counts_with_what_was_fitted(kind: str) -> None:
+    fitted = SKLEARN[kind](ROWS)
+    copied = pickle.loads(pickle.dumps(fitted))
+    assert of(copied) == of(fitted)
+    assert of(SKLEARN[kind](ROWS + ROWS**2)) != of(fitted)
+    assert of(PCA(2).fit(ROWS)) != of(PCA(2, whiten=True).fit(ROWS))
+
+
+def test_arrays_of_every_kind_count() -> None:
+    arrays = [
+        np.arange(6.0),
+        np.arange(6.0).reshape(2, 3),
+        np.arange(6.0, dtype=">f8"),
+        np.arange(6),
+        np.array(["a", "b"]),
+        np.array(["a", "c"]),
+        np.array(["a", ["b"]], dtype=object),
+        np.array(["a", ["c"]], dtype=object),
+        np.zeros(2, dtype=[("x", "f4"), ("y", "i8")]),
+        np.array("2020-01-01", dtype="datetime64[D]"),
+        np.empty((0, 3)),
+        np.float32(1),
+        np.float64(1),
+    ]
+    digests = [fingerprint(array) for array in arrays]
+    assert len(set(digests)) == len(arrays)
+    fortran = np.asfortranarray(arrays[1])
+    assert fingerprint(fortran) == fingerprint(np.ascontiguousarray(fortran)) == digests[1]
+
+
+def test_tensors_of_every_kind_count() -> None:
+    base = torch.arange(6.0).view(2, 3)
+    tensors = [
+        base,
+        base.bfloat16(),
+        base.half(),
+        base.bool(),
+        base.to(torch.complex64),
+        base.to(torch.complex64) * 1j,
+        base.int(),
+        base.view(3, 2),
+        base.t(),
+        torch.tensor(1.0),
+        torch.empty(0, 3),
+    ]
+    digests = [fingerprint(tensor) for tensor in tensors]
+    assert len(set(digests)) == len(tensors)
+    assert fingerprint(base.t().contiguous().t()) == digests[0]
+    image = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    assert fingerprint(image.to(memory_format=torch.channels_last)) == fingerprint(image)
+    assert fingerprint(base.to_sparse()) == digests[0]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_the_device_does_not_count(network: Network) -> None:
+    before = of(network.bfloat16())
+    assert of(network.cuda()) == before
+
+
+def test_large_state_is_hashed_in_parts(network: Network, monkeypatch) -> None:
+    whole = of(network)
+    monkeypatch.setattr("latentfit.fingerprint._CHUNK", 7)
+    assert of(network) == whole
+
+
+def test_what_pickle_refuses_counts_by_its_class() -> None:
+    class Unpicklable:
+        def __init__(self) -> None:
+            self.file = io.StringIO()
+
+        def __reduce_ex__(self, protocol: Any) -> Any:
+            raise RuntimeError("no")
+
+        def encode(self, x: Tensor) -> Tensor:
+            return x
+
+    assert of(Unpicklable()) == of(Unpicklable())
