@@ -4,10 +4,10 @@
 
 Trains the autoencoder (some minutes; --autoencoder FILE keeps it for the next run) and fits each method under
 each transform to the 60,000 training latents. Prints a table, a line when it is measured: the energy
-distance (times 1,000) and the classifier two-sample test between 10,000 samples and the test images' latents, the
-negative log likelihood of the latter in the encoder's units, the Fréchet distance of the decoded samples to
-the training images in the logits of the benchmark's classifier, and the seconds of the fit; means over the
-seeds. The first row is a perfect sampler's: training latents drawn again.
+distance (times 1,000) and the classifier two-sample test between 10,000 samples and the test images' latents,
+the negative log likelihood of the latter in the encoder's units, the Fréchet distance of the decoded samples
+to the training images in the logits of the benchmark's classifier, and the seconds of the fit; means over
+the seeds. The first row is a perfect sampler's: training latents drawn again.
 """
 
 import argparse

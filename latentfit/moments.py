@@ -93,10 +93,10 @@ class _Sums:
         dim = piece.shape[1]
         self.shape, self.dtype = tuple(part.shape[1:]), part.dtype
         self.first = piece[0].to(wide(piece.device))
-        self.mean = torch.zeros(dim, dtype=torch.float64)
+        self.mean = torch.zeros(dim, dtype=torch.float64, device="cpu")
         shape = (dim, dim) if self.covariance else (dim,)
-        self.squares = torch.zeros(shape, dtype=torch.float64)  # or products
-        self.low = torch.full((dim,), math.inf, dtype=torch.float64)
+        self.squares = self.mean.new_zeros(shape)  # or products
+        self.low = torch.full_like(self.mean, math.inf)
         self.high = -self.low
 
     def _merge(self, piece: Tensor) -> None:

@@ -49,7 +49,7 @@ class _Principal(Transform):
         eps = torch.finfo(torch.float64).eps
         largest = float(values[:1].sum())  # of none: 0
         kept = values > noise.clamp_min(4 * len(values) * eps * largest)
-        rotation = torch.zeros(len(varies), int(kept.sum()), dtype=torch.float64)
+        rotation = values.new_zeros(len(varies), int(kept.sum()))
         rotation[varies] = axes[:, kept]
         missed = values[~kept].clamp_min(eps * largest).sum() + moments.variance[~varies].sum()
         state = {
@@ -117,8 +117,8 @@ class _Principal(Transform):
     def load_state(self, state: dict[str, Tensor], shape: tuple[int, ...]) -> Self:
         """Take the tensors."""
         dim = math.prod(shape)
-        rotation = state.get("rotation", torch.zeros(0))
-        d = rotation.shape[1] if rotation.ndim == 2 else 0
+        shape_of_rotation = state["rotation"].shape if "rotation" in state else ()
+        d = shape_of_rotation[1] if len(shape_of_rotation) == 2 else 0
         shapes = {"mean": (dim,), "rotation": (dim, d), "scale": (self._scales(d),), "slack": (2,)}
         check_state(state, shapes)
         state = {name: tensor.double().cpu() for name, tensor in state.items()}
