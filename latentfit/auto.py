@@ -10,17 +10,18 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from latentfit.affine import Standardize
 from latentfit.condition import fit_condition, kind_of
 from latentfit.errors import DataError, OptionError
 from latentfit.fitting import Plan, fit_class
 from latentfit.metrics import c2st, energy_distance
+from latentfit.moments import measure
 from latentfit.preparing import split
 from latentfit.registry import load_sampler_class, sampler_distribution
 from latentfit.rows import draw_index
 from latentfit.sampler import LatentSampler
 from latentfit.sampler_base import Sampler
 from latentfit.store import LatentStore
-from latentfit.transforms import make_transform
 
 __all__ = ["AUTO", "AutoOptions", "fit_best", "load_candidates"]
 
@@ -163,7 +164,8 @@ class _Judge:
         self.context = torch.zeros(len(latents), 0)
         if labels is not None:
             self.context = fit_condition(labels).encode(labels, len(labels))
-        self.mapping = make_transform("standardize").fit(latents.reshape(len(latents), -1))
+        flat = latents.reshape(len(latents), -1)  # each position for itself, of images, too
+        self.mapping = Standardize().fit(measure([flat], covariance=False))
         self.real = self._columns(self.latents)
 
     def measure(self, sampler: LatentSampler) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from latentfit.auto import AUTO, AutoOptions, fit_best, load_candidates
+from latentfit.choosing import check_transform
 from latentfit.condition import as_labels, kind_of
 from latentfit.encoding import device_of, encode
 from latentfit.errors import OptionError
@@ -26,7 +27,7 @@ from latentfit.registry import load_sampler_class, sampler_distribution
 from latentfit.sampler import LatentSampler, resolve_device
 from latentfit.store import LatentStore
 from latentfit.storing import fill_store
-from latentfit.transforms import make_transform
+from latentfit.transforms import Transform
 
 __all__ = ["fit_latent_sampler"]
 
@@ -40,7 +41,7 @@ def fit_latent_sampler(
     decoder: Any = None,
     output: Choice = None,
     autocast: str | None = None,
-    transform: str = "standardize",
+    transform: str | Transform = "auto",
     validation: float = 0.1,
     batch_size: int = 512,
     device: str | torch.device | None = None,
@@ -74,8 +75,11 @@ def fit_latent_sampler(
             key or attribute path ("last_hidden_state", "a.b"), an index, or a callable. None takes the only
             tensor, or what diffusers, transformers and pythae call their latents.
         autocast: "bfloat16" or "float16" runs the encoder under ``torch.autocast``; its latents are float32.
-        transform: "standardize" (each dimension to mean 0 and deviation 1; constant ones are left out and
-            put back) or "none".
+        transform: What is done to the latents before the fit, and undone after it: "auto" (what suits the
+            method; ``info["transform"]`` tells), "scale" (rotated to the principal axes, one scale for all),
+            "standardize" (each dimension, or each channel of latents (C, H, W), to mean 0 and deviation 1),
+            "whiten" (each principal axis to deviation 1), "none", or an object of a class derived from
+            :class:`latentfit.transforms.Transform`. What does not vary is left out and put back.
         validation: The fraction of the latents that is held out to stop by, in [0, 1).
         batch_size: Rows in a call of the encoder and in a training minibatch.
         device: Where the sampler is trained and lives; None means where the encoder (or the dataset) is.
@@ -107,7 +111,7 @@ def fit_latent_sampler(
     plugin_class = None if method == AUTO else load_sampler_class(method)
     resolved = resolve_options(plugin_class or AutoOptions, options, method=method)
     candidates = {} if plugin_class else load_candidates(resolved["methods"])
-    make_transform(transform)
+    check_transform(transform)
     if isinstance(dataset, LatentStore) and (encoder is not None or store is not None):
         raise OptionError(
             "Expected a LatentStore as dataset without an encoder and without store=: it holds latents; got "

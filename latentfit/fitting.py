@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 
 from latentfit._version import __version__
+from latentfit.choosing import fit_transform, needs_covariance
 from latentfit.condition import Condition, fit_condition, kind_of
 from latentfit.errors import DataError, DivergenceError, OptionError
 from latentfit.loading import build_plugin
 from latentfit.models import Model
+from latentfit.moments import measure
 from latentfit.options import resolve_options
 from latentfit.parallel import SOLO, Workers
 from latentfit.preparing import prepare, shape_of
@@ -26,7 +28,7 @@ from latentfit.sampler import LatentSampler
 from latentfit.sampler_base import Sampler
 from latentfit.store import LatentStore
 from latentfit.training import Run
-from latentfit.transforms import Transform, make_transform
+from latentfit.transforms import Transform
 
 __all__ = ["Plan", "check_condition", "fit_class"]
 
@@ -42,7 +44,7 @@ class Plan:
         workers: The processes that share the fit.
     """
 
-    transform: str = "standardize"
+    transform: str | Transform = "auto"
     validation: float = 0.1
     batch_size: int = 512
     device: torch.device = torch.device("cpu")  # noqa: RUF009 - immutable
@@ -89,7 +91,9 @@ def fit_class(
     if labels is not None:
         check_condition(cls, kind_of(labels), method)
     _check_latents(latents)
-    mapping = _fit_transform(plan, latents)
+    covariance = needs_covariance(plan.transform, cls, shape_of(latents))
+    parts = [latents] if isinstance(latents, Tensor) else latents.parts()
+    transform, mapping = fit_transform(plan.transform, cls, measure(parts, covariance=covariance))
     if mapping.dim == 0:
         raise DataError(
             f"Expected latents that vary; all {len(latents)} are equal. Does the encoder ignore its input?"
@@ -97,7 +101,13 @@ def fit_class(
     condition = None if labels is None else fit_condition(labels)
     data = prepare(cls, latents, mapping, labels, condition, plan, left_out, method=method)
     plugin = build_plugin(
-        cls, resolved, dim=mapping.dim, n=len(data.rows), seed=plan.seed, condition=condition
+        cls,
+        resolved,
+        dim=mapping.dim,
+        n=len(data.rows),
+        seed=plan.seed,
+        condition=condition,
+        layout=mapping.layout,
     )
     plugin.to(plan.device)
     failure: DivergenceError | None = None
@@ -131,6 +141,8 @@ def fit_class(
         | {
             "n": len(data.rows),
             "n_validation": len(data.held_out),
+            "transform": transform,
+            "kept_dimensions": mapping.dim,
             "constant_dimensions": mapping.constant,
         },
         history=run.history,
@@ -187,7 +199,6 @@ def _info(
         "batch_size": plan.batch_size,
         "seconds": time.monotonic() - run.started,
         "seed": plan.seed,
-        "transform": plan.transform,
         "parameters": sum(p.numel() for p in plugin.parameters()),
         "fit": {name: _plain(value) for name, value in run.facts.items()},
         "versions": {
@@ -205,12 +216,6 @@ def _plain(value: Any) -> Any:
     except (TypeError, ValueError):
         return str(value)
     return value
-
-
-def _fit_transform(plan: Plan, latents: Tensor | LatentStore) -> Transform:
-    if isinstance(latents, Tensor):
-        return make_transform(plan.transform).fit(latents.reshape(len(latents), -1))
-    return make_transform(plan.transform).fit(torch.cat(list(latents.parts())).flatten(1))
 
 
 def _check_latents(latents: Tensor | LatentStore) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from latentfit.choosing import to_rows
 from latentfit.condition import Condition, kind_of
 from latentfit.rows import Latents, Rows, TensorLatents, draw_index
 from latentfit.sampler_base import Sampler
@@ -93,7 +95,7 @@ def prepare(
     )
     everything = Rows(
         source,
-        mapping.forward,
+        partial(to_rows, mapping),
         mapping.dim,
         left_out=torch.zeros(0, dtype=torch.int64),
         condition=condition,
@@ -125,7 +127,7 @@ def _hold(
 ) -> Prepared:
     training, watched = split(len(latents), plan.validation, plan.seed, labels)
     training, watched = training.to(plan.device), watched.to(plan.device)
-    rows = mapping.forward(latents.reshape(len(latents), -1)).to(plan.device)
+    rows = to_rows(mapping, latents.reshape(len(latents), -1)).to(plan.device)
     if condition is None or labels is None:
         return Prepared(rows[training], rows[watched])
     context = condition.encode(labels, len(labels)).to(plan.device)

@@ -196,7 +196,7 @@ def test_signature_of_fit():
         "decoder": None,
         "output": None,
         "autocast": None,
-        "transform": "standardize",
+        "transform": "auto",
         "validation": 0.1,
         "batch_size": 512,
         "device": None,
