@@ -39,7 +39,7 @@ from latentfit import LatentStore, __version__, fit_latent_sampler
 DIM, CLUSTERS, PART = 64, 10, 4096
 
 
-def mixture() -> torch.distributions.Distribution:
+def mixture() -> torch.distributions.MixtureSameFamily:
     """The known distribution of the synthetic latents."""
     generator = torch.Generator().manual_seed(0)
     factors = 0.3 * torch.randn(CLUSTERS, DIM, DIM, generator=generator) / math.sqrt(DIM)
@@ -54,11 +54,15 @@ def mixture() -> torch.distributions.Distribution:
 
 def latents(n: int, seed: int = 0) -> Iterator[Tensor]:
     """Draw n latents in parts, so that they are never in memory as a whole."""
-    drawn = mixture()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        for start in range(0, n, PART):
-            yield drawn.sample((min(PART, n - start),))
+    drawn = mixture().component_distribution
+    generator = torch.Generator().manual_seed(seed)
+    for start in range(0, n, PART):
+        part = torch.randn(min(PART, n - start), DIM, generator=generator)
+        component = torch.randint(CLUSTERS, (len(part),), generator=generator)
+        for k in range(CLUSTERS):
+            own = component == k
+            part[own] = drawn.mean[k] + part[own] @ drawn.scale_tril[k].T
+        yield part
 
 
 def memory_child(task: str, store: str, n: int, method: str) -> dict[str, Any]:

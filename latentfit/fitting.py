@@ -92,8 +92,11 @@ def fit_class(
         check_condition(cls, kind_of(labels), method)
     _check_latents(latents)
     covariance = needs_covariance(plan.transform, cls, shape_of(latents))
-    parts = [latents] if isinstance(latents, Tensor) else latents.parts()
-    transform, mapping = fit_transform(plan.transform, cls, measure(parts, covariance=covariance))
+    if isinstance(latents, Tensor):
+        moments = measure([latents], covariance=covariance)
+    else:
+        moments = latents.moments(covariance=covariance)
+    transform, mapping = fit_transform(plan.transform, cls, moments)
     if mapping.dim == 0:
         raise DataError(
             f"Expected latents that vary; all {len(latents)} are equal. Does the encoder ignore its input?"

@@ -7,18 +7,23 @@ import json
 import math
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
 
 from latentfit.errors import FileFormatError
+from latentfit.moments import Moments, measure
+from latentfit.persistence import atomic_path
 
 __all__ = [
     "INDEX",
+    "MOMENTS",
     "STORE_VERSION",
     "LatentStore",
     "Shard",
@@ -28,6 +33,8 @@ __all__ = [
 
 INDEX = "index.json"
 STORE_VERSION = 1
+MOMENTS = "moments.safetensors"
+_MOMENTS = ("mean", "variance", "low", "high")
 _KEY = "latentfit"  # in the files' metadata
 _MOST_INDEX_BYTES = 256 * 2**20
 _DTYPES = {
@@ -154,6 +161,52 @@ class LatentStore:
         return torch.cat(
             [self._read("labels", i, 0, shard.rows) for i, shard in enumerate(self.shards)]
         )
+
+    def moments(self, *, covariance: bool) -> Moments:
+        """Measure the latents' moments in one pass, once: they are kept beside the latents.
+
+        Args:
+            covariance: Whether to measure it: (D, D) numbers.
+        """
+        kept = self._kept_moments()
+        if kept is not None and not (covariance and kept.covariance is None):
+            return kept
+        moments = measure(self.parts(), covariance=covariance)
+        tensors = {name: getattr(moments, name) for name in _MOMENTS}
+        if moments.covariance is not None:
+            tensors["covariance"] = moments.covariance
+        content = save(tensors, metadata={_KEY: json.dumps(self._identity())})
+        with suppress(OSError), atomic_path(self.path / MOMENTS) as temporary:  # may be read-only
+            temporary.write_bytes(content)
+        return moments
+
+    def _identity(self) -> dict[str, Any]:
+        """What moments are of: these latents and no others."""
+        return {
+            "data": self.data,
+            "encoder": self.encoder,
+            "n": len(self),
+            "shape": list(self.shape),
+        }
+
+    def _kept_moments(self) -> Moments | None:
+        """The moments that were measured before; None if there are none, or of other latents."""
+        try:
+            with safe_open(self.path / MOMENTS, framework="pt") as file:
+                if read_metadata(file) != self._identity():
+                    return None
+                tensors = {name: file.get_tensor(name) for name in list(file.keys())}
+        except (SafetensorError, OSError, ValueError):
+            return None
+        dim = math.prod(self.shape)
+        expected = dict.fromkeys(_MOMENTS, (dim,)) | {"covariance": (dim, dim)}
+        if not set(_MOMENTS) <= set(tensors) or any(
+            tuple(tensor.shape) != expected.get(name) or tensor.dtype != torch.float64
+            for name, tensor in tensors.items()
+        ):
+            return None
+        found = {"covariance": None, **tensors}
+        return Moments(n=len(self), shape=self.shape, dtype=self.dtype, **cast(Any, found))
 
     def _pieces(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
         """The files that rows start to stop lie in, each with its own first and last row."""

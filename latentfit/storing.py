@@ -28,6 +28,7 @@ from latentfit.progress import Bar
 from latentfit.randomness import isolated_rng, reseed
 from latentfit.store import (
     INDEX,
+    MOMENTS,
     STORE_VERSION,
     LatentStore,
     Shard,
@@ -249,7 +250,7 @@ def _check_folder(folder: Path) -> None:
     for name in sorted(os.listdir(folder)):
         if name.startswith(".") and name.endswith(".tmp") and _OWN.fullmatch(name):
             (folder / name).unlink()
-        elif name not in (INDEX, _LOCK) and not _OWN.fullmatch(name):
+        elif name not in (INDEX, MOMENTS, _LOCK) and not _OWN.fullmatch(name):
             others.append(name)
     if others:
         raise OptionError(

@@ -208,6 +208,27 @@ def test_shuffled_loaders_are_refused(tmp_path: Path) -> None:
         fill(tmp_path / "store", Counting(), loader)
 
 
+def test_moments_are_measured_once_and_belong_to_their_latents(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = fill(tmp_path / "store", None, X)
+    assert store.moments(covariance=False).covariance is None
+    moments = store.moments(covariance=True)
+    assert moments.covariance is not None
+    reference = np.cov(X.double().numpy().T, bias=True)
+    np.testing.assert_allclose(moments.covariance.numpy(), reference, rtol=1e-9, atol=1e-12)
+    monkeypatch.setattr(LatentStore, "parts", lambda self: pytest.fail("a second pass"))
+    again = LatentStore(tmp_path / "store").moments(covariance=True)
+    for name in ("mean", "variance", "low", "high", "covariance"):
+        assert torch.equal(getattr(again, name), getattr(moments, name))
+    assert (again.n, again.shape, again.dtype) == (moments.n, moments.shape, moments.dtype)
+    monkeypatch.undo()
+    other = fill(tmp_path / "store", None, X + 1)
+    assert torch.allclose(other.moments(covariance=False).mean, X.double().mean(0) + 1)
+    (tmp_path / "store" / "moments.safetensors").write_bytes(b"no file of ours")
+    assert torch.allclose(other.moments(covariance=False).mean, X.double().mean(0) + 1)
+
+
 def test_other_peoples_folders_are_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("mine")
     with pytest.raises(OptionError, match=r"thesis\.tex"):
