@@ -10,7 +10,7 @@ decodes, is saved, and is loaded in a fresh process. A cell holds what was measu
 - sample: 1,000 finite latents of the encoder's shape, the same for the same seed; seconds;
 - log_prob: of these, finite; seconds, and the largest difference of one by one from all at once, in nats;
 - generate: 64 images, finite; seconds, and the largest difference from what the library decodes itself;
-- save: the file's size;
+- save: seconds, and the file's size;
 - load: seconds, and the largest difference of samples and log densities in a fresh process.
 
 A difference of more than a ten-thousandth of the largest value is an error. MNIST comes from the folder that
@@ -173,10 +173,9 @@ def cell(result: dict[str, Any]) -> str:
         return result["error"].replace("|", "\\|")
     if "none" in result:
         return str(result["none"])
-    if "kilobytes" in result:
-        return f"ok, {result['kilobytes']:,.0f} kB"
+    size = f", {result['kilobytes']:,.0f} kB" if "kilobytes" in result else ""
     error = f", max error {result['max_error']:.1g}" if "max_error" in result else ""
-    return f"ok, {result['seconds']:.2f} s{error}"
+    return f"ok, {result['seconds']:.2f} s{size}{error}"
 
 
 def table(results: dict[str, Any]) -> str:
@@ -194,8 +193,9 @@ def table(results: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
     made = (
         f"Each encoder went into `fit_latent_sampler(encoder, images, decoder=encoder)` as it is: "
-        f"{results['images']:,} {results['data']} images, method `{results['method']}`, at most "
-        f"{results['max_seconds']:g} s of training. Of {SAMPLES:,} samples and {IMAGES} images; "
+        f"{results['images']:,} images of {results['data']} (the last one with all that it was trained on), "
+        f"method `{results['method']}`, at most {results['max_seconds']:g} s of training. Of {SAMPLES:,} "
+        f"samples and {IMAGES} images; "
         "`benchmarks/encoders.py` tells what is checked. Random weights make no good latents: the table is "
         "about whether each encoder goes through."
     )
@@ -235,7 +235,7 @@ def main() -> int:
         settings.images, settings.max_seconds = 500, 1.0
     else:
         images = load_mnist().train_images
-    started = time.perf_counter()
+    started, revision = time.perf_counter(), commit()
     rows = {}
     for name in (name for name in CASES if settings.only in name):
         data = images if name == "convolutional autoencoder" else images[: settings.images]
@@ -250,7 +250,7 @@ def main() -> int:
         "max_seconds": settings.max_seconds,
         "quick": settings.quick,
         "command": " ".join(["python", "benchmarks/encoders.py", *sys.argv[1:]]),
-        "commit": commit(),
+        "commit": revision,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "device": "cpu",
         "threads": torch.get_num_threads(),

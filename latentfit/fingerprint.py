@@ -23,6 +23,7 @@ from torch import Tensor, nn
 __all__ = ["fingerprint", "globals_read"]
 
 _CHUNK = 1 << 26  # bytes that leave a tensor's device at once
+_BOUND = types.MethodType | types.BuiltinFunctionType | types.MethodWrapperType
 _ADDRESS = re.compile(r"0x[0-9a-fA-F]+")
 
 
@@ -52,9 +53,8 @@ class _Walk:
 
     def __init__(self, digest: Any) -> None:
         self.hash = digest
-        self._seen: dict[
-            int, tuple[int, Any]
-        ] = {}  # the objects are kept, so that no id is used twice
+        # Number and object by id; objects are kept, so that no temporary one leaves its id to another.
+        self._seen: dict[int, tuple[int, Any]] = {}
 
     def add(self, value: Any) -> None:
         """Hash any object."""
@@ -71,10 +71,8 @@ class _Walk:
         elif isinstance(value, types.CodeType):
             self._put("code", value.co_code)
             self._add_all((value.co_names, value.co_consts))
-        elif isinstance(value, frozenset | set):
-            self._put(
-                _name(type(value)), "".join(sorted(map(fingerprint, value)))
-            )  # it has no order
+        elif isinstance(value, frozenset | set):  # without an order
+            self._put(_name(type(value)), "".join(sorted(map(fingerprint, value))))
         elif type(value) is tuple:  # constants may be shared or not: that says nothing
             self._put("tuple", str(len(value)))
             self._add_all(value)
@@ -96,9 +94,7 @@ class _Walk:
             self._put("function", _name(value))
             self._add_all((value.__code__, value.__defaults__, value.__kwdefaults__))
             self._add_all(_captured(value))
-        elif isinstance(
-            value, types.MethodType | types.BuiltinFunctionType | types.MethodWrapperType
-        ):
+        elif isinstance(value, _BOUND):
             self._put("method", value.__name__)
             self.add(value.__self__)
         elif isinstance(value, functools.partial):

@@ -293,6 +293,15 @@ def encode_by(seed: int, model: nn.Module, x: Tensor, output: str) -> Tensor:
         return encode(model, x, output=output)
 
 
+@pytest.mark.parametrize("build, output", [(autoencoder_kl, "sample"), (vit_mae, None)])
+def test_a_fit_encodes_alike_and_leaves_the_random_state(build: Any, output: str | None) -> None:
+    model, x = seeded(build), images()
+    state = torch.get_rng_state()
+    one, two = (fit_latent_sampler(model, x, output=output, **TOKEN_FIT) for _ in range(2))
+    assert torch.equal(one.sample(4, seed=0), two.sample(4, seed=0))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_pythaes_posterior_is_sampled_if_asked() -> None:
     model, x = seeded(pythae_vae).eval(), images(2000)
     with torch.inference_mode():
