@@ -191,12 +191,13 @@ def _encoded(
     else:
         settings: dict[str, Any] = {
             "batch_size": plan.batch_size,
+            "labels": labelled,
             "seed": plan.seed,
             "progress": plan.progress,
             "workers": plan.workers,
         }
         with model.evaluating() if model else nullcontext():
             if store is None:
-                return encode(model, dataset, labels=labelled, **settings)
+                return encode(model, dataset, **settings)
             filled = fill_store(store, model, dataset, **settings)
     return in_memory(filled), filled.labels() if labelled else None

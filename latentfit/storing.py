@@ -19,7 +19,7 @@ from torch import Tensor
 
 from latentfit._version import __version__
 from latentfit.batches import Batches, input_of, labels_of
-from latentfit.encoding import Encoding, check_finite, device_of
+from latentfit.encoding import Encoding, check_finite, device_of, joined
 from latentfit.errors import DataError, OptionError
 from latentfit.models import Model
 from latentfit.parallel import SOLO, Workers
@@ -50,6 +50,7 @@ def fill_store(
     dataset: Any,
     *,
     batch_size: int,
+    labels: bool = False,
     seed: int = 0,
     progress: bool | None = None,
     workers: Workers = SOLO,
@@ -66,6 +67,7 @@ def fill_store(
         encoder: The encoder, or None if the dataset already holds latents.
         dataset: As for :func:`latentfit.encoding.encode`, in a fixed order.
         batch_size: Rows a call, where the dataset does not come in batches already.
+        labels: Whether the items must have labels.
         seed: Of the encoder's and the dataset's random numbers.
         progress: Whether to show a bar; None means on a terminal.
         workers: The processes that share the work and this folder.
@@ -85,7 +87,7 @@ def fill_store(
         if workers.is_first:
             _check_folder(folder)
         workers.wait()
-        filling = _Filling(folder, fingerprint, Encoding(encoder))
+        filling = _Filling(folder, fingerprint, Encoding(encoder), labels)
         each = max(1, SHARD_ROWS // batches.size)
         with isolated_rng(seed, device), Bar(filling.encoding.verb, progress) as bar:
             for index, item in batches.select(
@@ -105,12 +107,12 @@ def fill_store(
 class _Filling:
     """The files of a store that one process writes, one after the other."""
 
-    def __init__(self, folder: Path, fingerprint: str, encoding: Encoding) -> None:
+    def __init__(self, folder: Path, fingerprint: str, encoding: Encoding, labels: bool) -> None:
         self.folder, self.encoding = folder, encoding
         self.prefix = hashlib.sha256(fingerprint.encode()).hexdigest()[:16]
         self.entries: list[dict[str, Any]] = []
         self.seen = 0  # rows
-        self._labelled: bool | None = None
+        self._labelled = True if labels else None
         self._agree = False
         self._number = -1
         self._begin(-1)
@@ -143,15 +145,14 @@ class _Filling:
         rows = sum(self._sizes)
         if not rows:
             return
-        joined = hashlib.sha256("".join(self._hashes).encode()).hexdigest()
+        digest = hashlib.sha256("".join(self._hashes).encode()).hexdigest()
+        labels = joined([p for p in self._label_parts if p is not None]) if self._labelled else None
         if not (self._agree and len(self._hashes) == len(self._known)):
             tensors = {"latents": torch.cat([self._part(part) for part in self._latents])}
-            if self._labelled:
-                tensors["labels"] = torch.cat(
-                    [part for part in self._label_parts if part is not None]
-                )
+            if labels is not None:
+                tensors["labels"] = labels
             batches = list(zip(self._hashes, self._sizes, strict=True))
-            content = safetensors.torch.save(tensors, metadata=shard_metadata(joined, batches))
+            content = safetensors.torch.save(tensors, metadata=shard_metadata(digest, batches))
             with atomic_path(self._file) as temporary:
                 temporary.write_bytes(content)
             shape, dtype = tensors["latents"].shape[1:], tensors["latents"].dtype
@@ -164,10 +165,10 @@ class _Filling:
                 "number": self._number,
                 "file": self._file.name,
                 "rows": rows,
-                "sha256": joined,
+                "sha256": digest,
                 "shape": list(shape),
                 "dtype": str(dtype).removeprefix("torch."),
-                "labels": bool(self._labelled),
+                "labels": None if labels is None else f"{labels.dtype} {(*labels.shape[1:],)}",
             }
         )
 
@@ -189,7 +190,7 @@ class _Filling:
             return read.clone()
 
     def _labels(self, item: Any, n: int) -> Tensor | None:
-        """The labels of an item, if it has any that can be kept; the first batch decides for all."""
+        """An item's labels; unless they are asked for, the first batch decides whether there are any."""
         if self._labelled is False:
             return None
         try:
@@ -282,7 +283,7 @@ def _write_index(folder: Path, fingerprint: str, entries: list[dict[str, Any]]) 
         "order": "that of the dataset",
         "shape": entries[0]["shape"],
         "dtype": entries[0]["dtype"],
-        "labels": entries[0]["labels"],
+        "labels": entries[0]["labels"] is not None,
         "shards": [vars(shard) for shard in shards],
     }
     text = json.dumps(index, indent=1)

@@ -202,6 +202,18 @@ def test_nan_is_told_with_its_place_and_what_was_encoded_stays(tmp_path: Path) -
     assert again.seen == N - SHARD_ROWS
 
 
+def test_labels_that_are_asked_for_must_be_there(tmp_path: Path) -> None:
+    for dataset, told in (
+        (X, "Expected items"),
+        (TensorDataset(X, torch.full((N,), torch.nan)), "NaN"),
+        ([(X[:5000], Y[:5000]), (X[5000:], Y[5000:].float())], "labels"),
+    ):
+        with pytest.raises(DataError, match=told):
+            fit_latent_sampler(
+                None, dataset, store=tmp_path / "store", condition="labels", batch_size=8192
+            )
+
+
 def test_shuffled_loaders_are_refused(tmp_path: Path) -> None:
     loader = DataLoader(TensorDataset(X), batch_size=512, shuffle=True)
     with pytest.raises(OptionError, match="shuffle=False"):
@@ -339,6 +351,14 @@ def test_fits_that_stream_take_conditions(method: str, tmp_path: Path) -> None:
     for label in range(3):
         mean = sampler.sample(1000, seed=0, condition=label).mean()
         assert abs(float(mean) - 6 * label) < 0.6
+
+
+@pytest.mark.usefixtures("tiny_memory")
+def test_contexts_that_are_too_wide_for_memory_are_made_as_needed() -> None:
+    labels = torch.arange(30_000) * 3 // 30_000
+    sampler = fit_latent_sampler(None, BLOBS, condition=labels, steps=100)
+    mean = sampler.sample(1000, seed=0, condition=1).mean()
+    assert abs(float(mean) - 6) < 0.6
 
 
 @pytest.mark.usefixtures("tiny_memory")
