@@ -33,10 +33,12 @@ from latentfit.adversarial import train_adversarially
 from latentfit.errors import DataError, DivergenceError, OptionError
 from latentfit.mixture import GaussianMixture, mixture_size
 from latentfit.options import Interval
-from latentfit.sampler_base import FlowSampler, Sampler
+from latentfit.sampler_base import FlowSampler, Sampler, StandardNormal
 from latentfit.training import ParameterAverage, Run, minibatches, train
+from latentfit.velocity import ConvField, VelocityField
 
 __all__ = [
+    "ConvField",
     "DataError",
     "DivergenceError",
     "FlowSampler",
@@ -46,6 +48,8 @@ __all__ = [
     "ParameterAverage",
     "Run",
     "Sampler",
+    "StandardNormal",
+    "VelocityField",
     "minibatches",
     "mixture_size",
     "train",
