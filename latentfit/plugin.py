@@ -34,10 +34,12 @@ from latentfit.errors import DataError, DivergenceError, OptionError
 from latentfit.mixture import GaussianMixture, mixture_size
 from latentfit.options import Interval
 from latentfit.rows import Rows
-from latentfit.sampler_base import FlowSampler, Sampler
+from latentfit.sampler_base import FlowSampler, Sampler, StandardNormal
 from latentfit.training import ParameterAverage, Run, minibatches, train
+from latentfit.velocity import ConvField, VelocityField
 
 __all__ = [
+    "ConvField",
     "DataError",
     "DivergenceError",
     "FlowSampler",
@@ -48,6 +50,8 @@ __all__ = [
     "Rows",
     "Run",
     "Sampler",
+    "StandardNormal",
+    "VelocityField",
     "minibatches",
     "mixture_size",
     "train",

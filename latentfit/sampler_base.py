@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar, Literal
 
@@ -14,12 +15,12 @@ from latentfit.mixture import GaussianMixture, mixture_size
 from latentfit.rows import Rows
 from latentfit.training import Run, train
 
-__all__ = ["FlowSampler", "Sampler"]
+__all__ = ["FlowSampler", "Sampler", "StandardNormal"]
 
 _CHUNK = 8192  # rows
-_MIXTURE_ROWS = 2**18  # that a base starts on: more would tell it nothing new
 _MOST = 100  # components of a mixture base, where the user gives no number
 _MOST_UNDER_VECTOR = 10
+_FLOW_COLUMNS = 512  # beyond which a fit of a flow warns; docs/methods.md has the measurements
 
 
 class Sampler(nn.Module, ABC):
@@ -57,9 +58,9 @@ class Sampler(nn.Module, ABC):
     streams: ClassVar[bool] = False
     preferred_transform: ClassVar[Literal["standardize", "scale", "whiten", "none"]] = "standardize"
     spatial: ClassVar[bool] = False
-    layout: tuple[int, ...] | None = None
     context_dim: int = 0
     context_kind: Literal["classes", "vector"] | None = None
+    layout: tuple[int, ...] | None = None
 
     def __init__(self) -> None:
         super().__init__()
@@ -92,8 +93,12 @@ class Sampler(nn.Module, ABC):
         raise DensityUnavailable(f"{type(self).__name__} draws samples but has no density.")
 
 
-class _Normal(nn.Module):
-    """The standard normal distribution, with the interface of GaussianMixture."""
+class StandardNormal(nn.Module):
+    """The standard normal distribution in D dimensions, with the interface of GaussianMixture.
+
+    Args:
+        dim: D, the number of columns.
+    """
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -102,6 +107,7 @@ class _Normal(nn.Module):
         self._anchor: Tensor
 
     def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:  # noqa: ARG002
+        """Log density in nats, (n,), of rows x (n, D)."""
         return -0.5 * (x.square().sum(1) + self.dim * math.log(2 * math.pi))
 
     def sample(
@@ -110,6 +116,7 @@ class _Normal(nn.Module):
         generator: torch.Generator,
         context: Tensor | None = None,  # noqa: ARG002 - the mixture's interface
     ) -> Tensor:
+        """Draw n rows, (n, D)."""
         return torch.randn(n, self.dim, generator=generator, device=self._anchor.device)
 
 
@@ -156,20 +163,26 @@ class FlowSampler(Sampler):
 
     def build(self, dim: int, n: int) -> None:
         """Create the base and the flow."""
-        self.noise: GaussianMixture | _Normal
+        self.noise: GaussianMixture | StandardNormal
         if self.base == "mixture":
             # EM can't split the components by a vector: many of them would fit the rows, not the condition.
             most = _MOST_UNDER_VECTOR if self.context_kind == "vector" else _MOST
             components = min(n, self.components or mixture_size(n, dim, most=most))
             self.noise = GaussianMixture(dim, components, self.context_dim)
         else:
-            self.noise = _Normal(dim)
+            self.noise = StandardNormal(dim)
         self.build_flow(dim)
 
     def fit(self, rows: Tensor | Rows, held_out: Tensor, run: Run) -> None:
-        """Fit by maximum likelihood."""
+        """Fit by maximum likelihood; more than 512 columns are warned of."""
+        if rows.shape[1] > _FLOW_COLUMNS:
+            warnings.warn(
+                f"Expected at most {_FLOW_COLUMNS} dimensions for a flow; got {rows.shape[1]}, for which its "
+                "memory and time grow out of proportion to what it learns. Use method='flow-matching'.",
+                stacklevel=2,
+            )
         if isinstance(self.noise, GaussianMixture):
-            some, context = run.subset(rows, _MIXTURE_ROWS)
+            some, context = run.subset(rows)
             start = self._to_base_in_parts(some, context)
             self.noise.fit(start, run.generator, context=context, stop=lambda: run.elapsed() >= 1)
         train(

@@ -19,6 +19,8 @@ __all__ = ["ParameterAverage", "Run", "adam", "minibatches", "train"]
 
 _EVALUATIONS = 40  # in a run of full length
 _EVALUATION_ROWS = 8192  # per forward pass
+_MOST_SUBSET = 2**18  # rows
+_SUBSET_BYTES = 2**28
 _REMEDY = "lower learning_rate, check the latents for outliers, or choose another method"
 
 
@@ -91,16 +93,19 @@ class Run:
             return batches
         return (tuple(workers.pick(part) for part in batch) for batch in batches)
 
-    def subset(self, rows: Tensor | Rows, most: int) -> tuple[Tensor, Tensor | None]:
+    def subset(self, rows: Tensor | Rows, most: int | None = None) -> tuple[Tensor, Tensor | None]:
         """Give at most so many of the training rows as a tensor, drawn at random, and their contexts.
 
         Args:
             rows: The training rows (N, D).
-            most: How many at most.
+            most: How many at most; None means 262,144, or what 256 MB hold if that is less: more would tell
+                a mixture nothing new.
 
         Returns:
             Rows (n, D), the very tensor where that has no more; and contexts (n, C), or None.
         """
+        if most is None:
+            most = min(_MOST_SUBSET, max(1, _SUBSET_BYTES // (4 * rows.shape[1])))
         if isinstance(rows, Rows):
             drawn, *context = rows.subset(most, self.generator)
             return drawn, context[0] if context else None

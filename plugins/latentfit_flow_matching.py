@@ -4,23 +4,42 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from latentfit.plugin import GaussianMixture, Interval, Rows, Run, Sampler, mixture_size, train
+from latentfit.plugin import (
+    ConvField,
+    GaussianMixture,
+    Interval,
+    OptionError,
+    Rows,
+    Run,
+    Sampler,
+    StandardNormal,
+    VelocityField,
+    mixture_size,
+    train,
+)
 
 __all__ = ["FlowMatching", "VelocityField"]
 
 _Count = Annotated[int, Interval(1)]
 _EXACT = 64  # columns up to which the divergence is
 _PATHS = 2  # to each row of a minibatch
-_MIXTURE_ROWS = 1 << 18  # that the mixture is fitted to: more would tell it nothing new
 _VALUES = 1 << 18  # in the largest intermediate of a chunk: it should stay in the cache
+_STEP = (
+    1 << 22
+)  # values of the convolutional field's channels in a training step, for memory's sake
+_SMALL = 16  # positions of a channel up to which a network without convolutions learns as much as one with
+_PART = 1 << 22  # the same where no gradient is kept
+_DENSE = (
+    1024  # columns up to which the mixture, D * D numbers for each component, is worth its size
+)
 
 
 class FlowMatching(Sampler):
@@ -59,6 +78,8 @@ class FlowMatching(Sampler):
         learning_rate: Annotated[float, Interval(0, open_low=True)] = 8e-3,
         solver_steps: _Count = 6,
         probes: _Count = 16,
+        network: Literal["auto", "mlp", "conv"] = "auto",
+        channels: _Count = 64,
     ) -> None:
         super().__init__()
         self.hidden = hidden
@@ -68,20 +89,52 @@ class FlowMatching(Sampler):
         self.learning_rate = learning_rate
         self.solver_steps = solver_steps
         self.probes = probes
+        self.network = network
+        self.channels = channels
 
     def build(self, dim: int, n: int) -> None:
-        """Create the mixture and the field, which is zero at first."""
-        most = mixture_size(n, dim, most=min(200, math.isqrt(n)))
-        components = min(n, self.components or most)
-        self.noise = GaussianMixture(dim, components, self.context_dim)
-        self.field = VelocityField(dim, self.context_dim, self.hidden, self.blocks)
+        """Create the distribution that paths start from, and the field, which is zero at first.
+
+        Raises:
+            OptionError: A convolutional field for rows that are no images.
+        """
+        self.noise: GaussianMixture | StandardNormal = StandardNormal(dim)
+        if dim <= _DENSE:
+            most = mixture_size(n, dim, most=min(200, math.isqrt(n)))
+            components = min(n, self.components or most)
+            self.noise = GaussianMixture(dim, components, self.context_dim)
+        self.field: VelocityField | ConvField
+        if self._is_convolutional():
+            assert self.layout is not None
+            colours, height, width = self.layout
+            self.field = ConvField(
+                (colours, height, width), self.context_dim, self.channels, self.blocks
+            )
+        else:
+            self.field = VelocityField(dim, self.context_dim, self.hidden, self.blocks)
+
+    def _is_convolutional(self) -> bool:
+        positions = 1 if self.layout is None else math.prod(self.layout[1:])
+        if self.network == "conv" and positions == 1:
+            raise OptionError(
+                "Expected latents of shape (C, H, W), not rotated, for network='conv'; got "
+                f"{'flat rows' if self.layout is None else self.layout}. Choose network='mlp', or, for "
+                "spatial latents, transform='standardize'."
+            )
+        return self.network == "conv" or (self.network == "auto" and positions > _SMALL)
 
     def fit(self, rows: Tensor | Rows, held_out: Tensor, run: Run) -> None:
         """Fit the mixture by EM, then the field by least squares."""
-        some, context = run.subset(rows, _MIXTURE_ROWS)
-        run.facts["components"] = self._fit_mixture(some, context, held_out, run)
+        some, context = run.subset(rows)
+        if isinstance(self.noise, GaussianMixture):
+            mixed = self._fit_mixture(self.noise, some, context, held_out, run)
+            run.facts["components"] = mixed
+        run.facts["network"] = "conv" if isinstance(self.field, ConvField) else "mlp"
         run.facts["trace"] = "exact" if rows.shape[1] <= _EXACT else "hutchinson"
         self.field.start(some)
+        if isinstance(self.field, ConvField):  # its values at all positions are many
+            fits = max(16, _STEP // self.field.width // _PATHS)
+            run = replace(run, batch_size=min(run.batch_size, fits))
         component = self._assign(some, context, run.generator)
         self._weigh(component, context)
         run.workers.share(self)  # the mixture is not trained: it has to be the same everywhere
@@ -115,6 +168,12 @@ class FlowMatching(Sampler):
 
     def from_base(self, noise: Tensor, context: Tensor | None = None) -> Tensor:
         """Carry the mixture's samples (n, D) along the field to rows (n, D)."""
+        size = (
+            max(16, _PART // self.field.width) if isinstance(self.field, ConvField) else len(noise)
+        )
+        if len(noise) > size:
+            parts = [self.from_base(*pair) for pair in _paired(noise, context, size)]
+            return torch.cat(parts)
         step = 1 / self.solver_steps
         for i in range(self.solver_steps):
             velocity = self.field(noise, i * step, context)
@@ -125,7 +184,7 @@ class FlowMatching(Sampler):
         """Carry rows (n, D) back to the mixture: (n, D) and the log absolute determinant (n,)."""
         directions = self._directions(rows)
         # Parts that stay in the cache; under a gradient each is computed twice, for memory's sake.
-        size = max(16, _VALUES // (directions.shape[1] * self.hidden))
+        size = max(16, _VALUES // (directions.shape[1] * self.field.width))
         again = torch.is_grad_enabled() and rows.requires_grad
         saving = partial(checkpoint, self._back, use_reentrant=False, preserve_rng_state=False)
         back: Callable[..., Any] = saving if again else self._back
@@ -188,7 +247,7 @@ class FlowMatching(Sampler):
             else:  # the same noise in every evaluation, so that they compare
                 generator = torch.Generator(batch.device).manual_seed(0)
             ends, component = batch[:, :-1], batch[:, -1].long()
-            if self.context_kind == "vector":
+            if self.context_kind == "vector" and isinstance(self.noise, GaussianMixture):
                 # Here the rows' components depend on the context and the mixture doesn't: draw from it all.
                 weights = self.noise.logits.detach().softmax(0)
                 component = torch.multinomial(weights, len(ends), True, generator=generator)
@@ -209,12 +268,19 @@ class FlowMatching(Sampler):
         return torch.cat((rows, component[:, None].to(rows)), 1)
 
     @torch.no_grad()
-    def _fit_mixture(self, rows: Tensor, context: Tensor | None, held_out: Tensor, run: Run) -> int:
+    def _fit_mixture(
+        self,
+        mixture: GaussianMixture,
+        rows: Tensor,
+        context: Tensor | None,
+        held_out: Tensor,
+        run: Run,
+    ) -> int:
         """Fit the mixture and tell its size: halved while held-out rows get likelier, unless it is given."""
         best, score, kept = 0, -math.inf, {}
-        size = self.noise.components
+        size = mixture.components
         while size:
-            part = self.noise.head(components=size)
+            part = mixture.head(components=size)
             part.fit(rows, run.generator, context=context, stop=lambda: run.elapsed() >= 1 / 3)
             reached = part.mean_log_prob(held_out, run.held_out_context) if len(held_out) else 0.0
             if best and not reached > score:
@@ -223,14 +289,16 @@ class FlowMatching(Sampler):
             kept = {name: tensor.clone() for name, tensor in part.state_dict().items()}
             stop = self.components is not None or not len(held_out) or run.elapsed() >= 1 / 3
             size = 0 if stop else size // 2
-        self.noise.head(components=best).load_state_dict(kept)  # the parts share their storage
-        self.noise.logits[best:] = -1e4
+        mixture.head(components=best).load_state_dict(kept)  # the parts share their storage
+        mixture.logits[best:] = -1e4
         return best
 
     @torch.no_grad()
     def _assign(self, rows: Tensor, context: Tensor | None, generator: torch.Generator) -> Tensor:
         """Draw a component (n,) for each row from its posterior."""
         mixture = self.noise
+        if isinstance(mixture, StandardNormal):
+            return torch.zeros(len(rows), dtype=torch.long, device=rows.device)
         factor = mixture.off_diagonal.triu(1) + torch.diag_embed(mixture.log_diagonal.exp())
         offset = torch.einsum("kd,kde->ke", mixture.means, factor)
         constant = mixture.log_diagonal.sum(1)
@@ -248,7 +316,10 @@ class FlowMatching(Sampler):
     @torch.no_grad()
     def _weigh(self, component: Tensor, context: Tensor | None) -> None:
         """Make the weights those of the assignment: paths then start from just the mixture."""
-        mixture, k = self.noise, self.noise.components
+        mixture = self.noise
+        if isinstance(mixture, StandardNormal):
+            return
+        k = mixture.components
         counts = component.bincount(minlength=k).to(mixture.logits)
         weights = (counts + 1e-6) / (len(component) + 1e-6 * k)
         mixture.logits.copy_(weights.log())
@@ -260,77 +331,6 @@ class FlowMatching(Sampler):
             mixture.gate.copy_((shares / weights).log())
 
 
-class VelocityField(nn.Module):
-    """A residual network in x, t and a context; the divergence is propagated forward through it.
-
-    Args:
-        dim: D, the number of columns.
-        context_dim: C, the number of columns of a context; 0 for none.
-        hidden: The network's width.
-        blocks: Residual blocks after the first layer.
-    """
-
-    def __init__(self, dim: int, context_dim: int, hidden: int, blocks: int) -> None:
-        super().__init__()
-        self.dim = dim
-        self.first = nn.Linear(dim + 3 + context_dim, hidden)
-        self.blocks = nn.ModuleList(nn.Linear(hidden, hidden) for _ in range(blocks))
-        self.last = nn.Linear(hidden, dim)
-        self.register_buffer("scale", torch.eye(dim))
-        self.scale: Tensor
-        # Twice as far from zero as torch starts them: SiLU is nearly linear there.
-        nn.init.normal_(self.first.weight, std=dim**-0.5)
-        for block in self.blocks:
-            assert isinstance(block, nn.Linear)
-            nn.init.orthogonal_(block.weight, math.sqrt(2))
-        nn.init.zeros_(self.last.weight)
-        nn.init.zeros_(self.last.bias)
-
-    @torch.no_grad()
-    def start(self, rows: Tensor) -> None:
-        """Measure velocities in the rows' own scales, so that in thin directions they start small."""
-        centred = rows - rows.mean(0)
-        values, vectors = torch.linalg.eigh(centred.T @ centred / len(rows))
-        self.scale.copy_((vectors * values.clamp_min(0).sqrt()) @ vectors.T)
-
-    def forward(self, x: Tensor, t: Tensor | float, context: Tensor | None = None) -> Tensor:
-        """Velocities (n, D) at rows x (n, D) and times t, one for all or (n, 1), in contexts (n, C)."""
-        h = F.silu(self.first(self._inputs(x, t, context)))
-        for block in self.blocks:
-            h = h + F.silu(block(h))
-        velocity: Tensor = self.last(h) @ self.scale
-        return velocity
-
-    def with_divergence(
-        self, x: Tensor, t: Tensor | float, context: Tensor | None, directions: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Velocities (n, D), and the mean of e'Je over directions e (P, D), with J the Jacobian: (n,)."""
-        h = self.first(self._inputs(x, t, context))
-        entering = directions @ self.first.weight[:, : self.dim].T  # (P, H)
-        tangent = _slope(h)[:, None] * entering  # (n, P, H)
-        h = F.silu(h)
-        for block in self.blocks:
-            assert isinstance(block, nn.Linear)
-            inner = block(h)
-            tangent = torch.addcmul(tangent, _slope(inner)[:, None], tangent @ block.weight.T)
-            h = h + F.silu(inner)
-        back = directions @ self.scale.T @ self.last.weight  # (P, H)
-        divergence = (tangent * back).sum((1, 2)) / len(directions)
-        return self.last(h) @ self.scale, divergence
-
-    def _inputs(self, x: Tensor, t: Tensor | float, context: Tensor | None) -> Tensor:
-        times = torch.as_tensor(t, dtype=x.dtype, device=x.device).expand(len(x), 1)
-        waves = (2 * times - 1, (math.pi * times).cos(), (math.pi * times).sin())
-        return torch.cat((x, *waves) if context is None else (x, *waves, context), 1)
-
-
-def _slope(x: Tensor) -> Tensor:
-    """The derivative of SiLU."""
-    s = x.sigmoid()
-    slope: Tensor = s * (1 + x * (1 - s))
-    return slope
-
-
 def _paired(
     rows: Tensor, context: Tensor | None, size: int
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
@@ -340,8 +340,12 @@ def _paired(
     return zip(rows.split(size), context.split(size), strict=True)
 
 
-def _component_sampler(mixture: GaussianMixture) -> Callable[[Tensor, torch.Generator], Tensor]:
+def _component_sampler(
+    mixture: GaussianMixture | StandardNormal,
+) -> Callable[[Tensor, torch.Generator], Tensor]:
     """Make a function that draws a row from each of the given components (n,)."""
+    if isinstance(mixture, StandardNormal):
+        return lambda component, generator: mixture.sample(len(component), generator)
     means: Tensor = mixture.means.detach()
     dim = mixture.dim
     factor = mixture.off_diagonal.triu(1) + torch.diag_embed(mixture.log_diagonal.exp())

@@ -30,8 +30,6 @@ _Rate = Annotated[float, Interval(0, open_low=True)]
 _Weight = Annotated[float, Interval(0)]
 _Beta = Annotated[float, Interval(0, 1, open_high=True)]
 
-_MIXTURE_ROWS = 2**18  # that the noise is fitted to: more would tell it nothing new
-
 
 class _Adversarial(Sampler):
     """What the three have in common: the networks, the noise and the fit; they differ in the losses.
@@ -118,7 +116,7 @@ class _Adversarial(Sampler):
     def fit(self, rows: Tensor | Rows, held_out: Tensor, run: Run) -> None:
         """Fit the mixture, if it is the noise, and train generator and critic in turn."""
         if self.base == "mixture":
-            some, context = run.subset(rows, _MIXTURE_ROWS)
+            some, context = run.subset(rows)
             # Half of a short time is left to the generator.
             self.mixture.fit(some, run.generator, context=context, stop=lambda: run.elapsed() > 0.5)
             run.facts["components"] = self.mixture.components

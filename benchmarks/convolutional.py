@@ -1,0 +1,264 @@
+"""Measure the methods, under each transform, on the latents of two convolutional autoencoders of MNIST.
+
+    python benchmarks/convolutional.py --cache DIR [--data-dir DIR] [--autoencoder flat] [--methods a,b]
+        [--transforms scale,whiten] [--max-seconds 600] [--out benchmarks/results/convolutional]
+
+The autoencoders (latents of 4 channels of 4x4, and of 64 flat dimensions) are trained once and kept in the
+cache. A row of the results that is there already is not measured again: delete results.json to start anew.
+Distances are those of `latentfit bench mnist`: of 10,000 decoded samples to the training images, in the
+reference classifier's logits and penultimate layer, and relative to Resample, training latents drawn again.
+"""
+
+import argparse
+import json
+import os
+import platform
+import sys
+import time
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from latentfit import fit_latent_sampler
+from latentfit_bench.classifier import load_classifier
+from latentfit_bench.convolutional import ConvolutionalAutoencoder
+from latentfit_bench.datasets import ImageData, binarize, load_mnist
+from latentfit_bench.figures import samples
+from latentfit_bench.files import write_atomically
+from latentfit_bench.measure import Ruler, plain, standardised_nll
+from latentfit_bench.models import reconstruction_loss
+from latentfit_bench.training import in_batches, train_autoencoder
+
+AUTOENCODERS = ("spatial", "flat")
+TRANSFORMS = ("auto", "scale", "standardize", "whiten", "none")
+BASELINES = ("Real", "Reconstruction", "Resample")
+# Methods with other options than their defaults, by the name of their row.
+VARIANTS: dict[str, dict[str, Any]] = {}
+SAMPLES = 10_000
+SCORED = 2_000  # held-out latents in the NLL
+SHOWN = 64
+
+
+class Study:
+    """What the measurements share, and the results so far.
+
+    Args:
+        data: MNIST.
+        arguments: Of the command line.
+    """
+
+    def __init__(self, data: ImageData, arguments: argparse.Namespace) -> None:
+        self.arguments = arguments
+        self.train = binarize(data.train_images, "threshold")
+        self.test = binarize(data.test_images, "threshold")
+        self.data = data
+        self.classifier = load_classifier("mnist")
+        self.ruler = Ruler(self.classifier, self.train)
+        self.path = arguments.out / "results.json"
+        self.results: dict[str, Any] = {"autoencoders": {}}
+        if self.path.exists():
+            self.results = json.loads(self.path.read_text())
+
+    def autoencoder(self, kind: str) -> ConvolutionalAutoencoder:
+        """Train an autoencoder, or take it from the cache, and measure what no sampler is needed for."""
+        seed, epochs = self.arguments.seed, self.arguments.epochs
+        path = self.arguments.cache / f"{kind}-{epochs}-{seed}.safetensors"
+        model = ConvolutionalAutoencoder(kind)
+        seconds = None
+        if path.exists():
+            model.load_state_dict(load_file(path))
+            model.eval().requires_grad_(False)
+        else:
+            log(f"{kind}: training the autoencoder, {epochs} epochs")
+            trained = train_autoencoder(
+                lambda: ConvolutionalAutoencoder(kind),
+                self.data.train_images,
+                epochs=epochs,
+                seed=seed,
+            )
+            model, seconds = trained.model, trained.seconds
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_file({k: v.contiguous() for k, v in model.state_dict().items()}, path)
+        self.latents = in_batches(model.encode, self.train)
+        self.held_out = in_batches(model.encode, self.test)
+        entry = self.results["autoencoders"].setdefault(kind, {"rows": {}})
+        if "test_reconstruction" not in entry:
+            logits = in_batches(model.decoder, self.held_out)
+            entry |= {
+                "shape": list(self.latents.shape[1:]),
+                "epochs": epochs,
+                "seconds": seconds,
+                "test_reconstruction": reconstruction_loss(logits, self.test).item(),
+            }
+            generator = torch.Generator().manual_seed(seed)
+            drawn = torch.randint(len(self.latents), (SAMPLES,), generator=generator)
+            images = (
+                self.test,
+                self.decoded(model, self.held_out),
+                self.decoded(model, self.latents[drawn]),
+            )
+            for name, binary in zip(BASELINES, images, strict=True):
+                self.keep(kind, name, "", binary, {})
+        return model
+
+    def decoded(self, model: ConvolutionalAutoencoder, z: Tensor) -> Tensor:
+        """Decode latents to binary images."""
+        return (in_batches(model.decode, z) >= 0.5).float()
+
+    def row(self, kind: str, model: ConvolutionalAutoencoder, name: str, transform: str) -> None:
+        """Fit a method or a variant of one under a transform, draw, measure and write."""
+        options = dict(VARIANTS.get(name, {}))
+        method = options.pop("method", name)
+        wall, processor = time.perf_counter(), time.process_time()
+        sampler = fit_latent_sampler(
+            None,
+            self.latents,
+            method=method,
+            transform=transform,
+            decoder=model.decode,
+            seed=self.arguments.seed,
+            max_seconds=self.arguments.max_seconds,
+            progress=False,
+            **options,
+        )
+        measured: dict[str, Any] = {
+            "fit_seconds": time.perf_counter() - wall,
+            "fit_processor_seconds": time.process_time() - processor,
+        }
+        started = time.perf_counter()
+        z = sampler.sample(SAMPLES, seed=self.arguments.seed)
+        measured["sample_seconds"] = time.perf_counter() - started
+        if sampler.has_density:
+            train, held_out = self.latents.flatten(1), self.held_out[:SCORED]
+            measured["nll"] = standardised_nll(sampler.log_prob, train, held_out)
+        info = sampler.info
+        measured |= {
+            key: info[key] for key in ("method", "options", "transform", "fit", "parameters")
+        }
+        self.keep(kind, name, transform, self.decoded(model, z), measured)
+
+    def keep(
+        self, kind: str, name: str, transform: str, binary: Tensor, measured: dict[str, Any]
+    ) -> None:
+        """Measure images (n, 784), and write results.json, table.md and the images for the figure."""
+        entry = self.results["autoencoders"][kind]
+        row = self.ruler.measure(binary) | measured
+        key = f"{name}, {transform}" if transform else name
+        entry["rows"][key] = plain({"name": name, "transform": transform, **row})
+        log(f"{kind}, {key}: FCD {row['fcd']:.2f}, penultimate {row['fcd_penultimate']:.2f}")
+        shown = self.arguments.cache / f"{kind}, {key}.safetensors"
+        save_file({"images": binary[:SHOWN].contiguous()}, shown)
+        self.results |= self.provenance()
+        write_atomically(self.path, (json.dumps(self.results, indent=2) + "\n").encode())
+        write_atomically(self.path.with_name("table.md"), table(self.results).encode())
+
+    def provenance(self) -> dict[str, Any]:
+        """How the results were made."""
+        return {
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "seed": self.arguments.seed,
+            "samples": SAMPLES,
+            "classifier_sha256": self.classifier.sha256,
+            "data_sha256": self.data.sha256,
+            "machine": {
+                "torch_threads": torch.get_num_threads(),
+                "cores": os.cpu_count(),
+                "platform": platform.platform(),
+            },
+            "versions": {
+                "python": platform.python_version(),
+                **{name: version(name) for name in ("latentfit", "torch", "numpy")},
+            },
+        }
+
+    def draw(self) -> None:
+        """Draw the best row of each method beside the baselines, for each autoencoder."""
+        images = {}
+        for kind, entry in self.results["autoencoders"].items():
+            best: dict[str, str] = {}
+            for key, row in sorted(entry["rows"].items(), key=lambda item: item[1]["fcd"]):
+                best.setdefault(row["name"], key)
+            for key in [k for k in entry["rows"] if k in best.values()]:
+                shown = self.arguments.cache / f"{kind}, {key}.safetensors"
+                if shown.exists():
+                    images[f"{kind}: {key}"] = load_file(shown)["images"]
+        write_atomically(self.path.with_name("samples.png"), samples(images, (28, 28), side=6))
+
+
+def table(results: dict[str, Any]) -> str:
+    """Return the results as a Markdown document."""
+    parts = ["# Methods and transforms on convolutional latents\n"]
+    for kind, entry in results["autoencoders"].items():
+        rows = entry["rows"]
+        if "Resample" not in rows:
+            continue
+        parts.append(
+            f"\n## {kind}: {'x'.join(map(str, entry['shape']))}, "
+            f"{entry['test_reconstruction']:.1f} nats on test images\n\n"
+            "| row | transform | FCD | / Resample | penultimate | / Resample | NLL, nats | fit, s | "
+            "of processors | draw, s |\n| --- | --- |" + " ---: |" * 8 + "\n"
+        )
+        floor = rows["Resample"]
+        for row in sorted(rows.values(), key=lambda r: (r["name"] not in BASELINES, r["fcd"])):
+            cells = [row["name"], row["transform"]]
+            for feature in ("fcd", "fcd_penultimate"):
+                cells += [f"{row[feature]:.2f}", f"{row[feature] / floor[feature]:.2f}"]
+            cells.append("" if row.get("nll") is None else f"{row['nll']:.2f}")
+            for key in ("fit_seconds", "fit_processor_seconds", "sample_seconds"):
+                cells.append("" if row.get(key) is None else f"{row[key]:.1f}")
+            parts.append("| " + " | ".join(cells) + " |\n")
+    versions = ", ".join(f"{name} {number}" for name, number in results["versions"].items())
+    machine = results["machine"]
+    parts.append(
+        f"\nBy `python benchmarks/convolutional.py`, seed {results['seed']}, {results['samples']:,} samples, "
+        f"on {machine['torch_threads']} threads of {machine['cores']} cores, with {versions}; last row "
+        f"{results['created']}. Resample, training latents drawn again and decoded, is the floor. NLL is of "
+        f"{SCORED:,} test latents, in units of the training latents' standard deviations.\n"
+    )
+    return "".join(parts)
+
+
+def log(line: str) -> None:
+    """Tell on stderr."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    """Do what the command line asks for."""
+    from latentfit import list_samplers
+
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    results = Path(__file__).parent / "results" / "convolutional"
+    parser.add_argument("--cache", type=Path, required=True, help="keeps the trained autoencoders")
+    parser.add_argument("--out", type=Path, default=results)
+    parser.add_argument("--data-dir", help="a folder with a sub-folder mnist/")
+    parser.add_argument("--autoencoder", choices=AUTOENCODERS, action="append")
+    parser.add_argument("--methods", help="separated by commas; all by default")
+    parser.add_argument("--transforms", default=",".join(TRANSFORMS))
+    parser.add_argument("--max-seconds", type=float, help="of a fit")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--epochs", type=int, default=5)
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    every = [
+        *VARIANTS,
+        *(info.name for info in list_samplers() if info.distribution == "latentfit"),
+    ]
+    names = arguments.methods.split(",") if arguments.methods else every
+    study = Study(load_mnist(arguments.data_dir, log=log), arguments)
+    for kind in arguments.autoencoder or AUTOENCODERS:
+        model = study.autoencoder(kind)
+        for name in names:
+            for transform in arguments.transforms.split(","):
+                if f"{name}, {transform}" not in study.results["autoencoders"][kind]["rows"]:
+                    study.row(kind, model, name, transform)
+    study.draw()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,227 @@
+"""The convolutional velocity field against autograd, and flow matching of spatial latents with it."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from latentfit.plugin import ConvField, OptionError, Run
+from latentfit_flow_matching import FlowMatching
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=seeded(seed))
+
+
+def random_field(
+    shape: tuple[int, int, int], context_dim: int = 0, channels: int = 8, blocks: int = 1
+) -> ConvField:
+    """A field that is not zero, as a new one is, in float64."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        field = ConvField(shape, context_dim, channels, blocks)
+        for parameter in field.parameters():
+            nn.init.normal_(parameter, std=0.4)
+    return field.double().requires_grad_(False)
+
+
+def build(layout: tuple[int, ...] | None, **options: Any) -> FlowMatching:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        plugin = FlowMatching(**options)
+        plugin.layout = layout
+        dim = 8 if layout is None else int(torch.tensor(layout).prod())
+        plugin.build(dim, 1000)
+    return plugin
+
+
+# --- the field ---
+
+
+@pytest.mark.parametrize("shape", [(1, 2, 2), (3, 1, 5), (2, 5, 7), (2, 8, 8), (4, 16, 8)])
+@pytest.mark.parametrize("context_dim", [0, 3])
+def test_any_layout_gives_a_velocity_for_each_row(
+    shape: tuple[int, int, int], context_dim: int
+) -> None:
+    field, dim = random_field(shape, context_dim), shape[0] * shape[1] * shape[2]
+    x = normal(5, dim).double()
+    context = normal(5, context_dim, seed=1).double() if context_dim else None
+    velocity = field(x, 0.3, context)
+    assert velocity.shape == (5, dim)
+    for i in range(5):  # a row's own, whatever the others are
+        own = None if context is None else context[i : i + 1]
+        torch.testing.assert_close(field(x[i : i + 1], 0.3, own), velocity[i : i + 1])
+    times = torch.full((5, 1), 0.3, dtype=torch.float64)
+    torch.testing.assert_close(field(x, times, context), velocity)
+
+
+def test_a_new_field_is_zero() -> None:
+    assert (ConvField((2, 8, 8), 0, 8, 1)(normal(3, 128), 0.5) == 0).all()
+
+
+@pytest.mark.parametrize(
+    "shape, levels", [((4, 4, 4), 1), ((2, 8, 8), 2), ((4, 32, 32), 4), ((1, 7, 14), 1)]
+)
+def test_even_sizes_above_four_are_halved(shape: tuple[int, int, int], levels: int) -> None:
+    level: Any = ConvField(shape, 0, 8, 1).level
+    found = 1
+    while level.inner is not None:
+        found, level = found + 1, level.inner
+    assert found == levels
+
+
+def test_time_context_and_position_matter() -> None:
+    field = random_field((2, 4, 4), 2)
+    x, context = normal(4, 32).double(), normal(4, 2, seed=1).double()
+    velocity = field(x, 0.2, context)
+    assert (field(x, 0.7, context) - velocity).abs().amax(1).min() > 1e-3
+    assert (field(x, 0.2, context + 1) - velocity).abs().amax(1).min() > 1e-3
+    constant = torch.ones(1, 32, dtype=torch.float64)
+    # Far from the edges a convolution of a constant is one; what the field has learnt of places is not.
+    inner = random_field((1, 12, 12))(torch.ones(1, 144).double(), 0.2).view(12, 12)[5:7, 5:7]
+    assert inner.std() > 1e-3
+    assert field(constant, 0.2, context[:1]).std() > 1e-3
+
+
+@pytest.mark.parametrize("context_dim", [0, 2])
+def test_the_divergence_is_the_trace_of_the_jacobian(context_dim: int) -> None:
+    field = random_field((2, 2, 3), context_dim)
+    x = normal(4, 12).double()
+    context = normal(4, context_dim, seed=1).double() if context_dim else None
+    units = 12**0.5 * torch.eye(12, dtype=torch.float64)
+    velocity, divergence = field.with_divergence(x, 0.3, context, units)
+    torch.testing.assert_close(velocity, field(x, 0.3, context))
+    for i in range(4):
+        own = None if context is None else context[i : i + 1]
+
+        def alone(z: Tensor, own: Tensor | None = own) -> Tensor:
+            velocity: Tensor = field(z[None], 0.3, own)[0]
+            return velocity
+
+        jacobian: Any = torch.autograd.functional.jacobian(alone, x[i])
+        torch.testing.assert_close(divergence[i], jacobian.trace())
+        assert abs(float(jacobian.trace())) > 1e-2
+
+
+# --- flow matching with it ---
+
+
+def test_the_network_follows_the_layout() -> None:
+    assert isinstance(build((2, 8, 8)).field, ConvField)
+    for layout, network in ((None, "auto"), ((8, 1, 1), "auto"), ((2, 8, 8), "mlp")):
+        assert not isinstance(build(layout, network=network).field, ConvField)
+    assert isinstance(build((2, 2, 2), network="conv").field, ConvField)
+
+
+@pytest.mark.parametrize("layout", [None, (8, 1, 1)])
+def test_a_convolution_needs_positions(layout: tuple[int, ...] | None) -> None:
+    with pytest.raises(OptionError, match="Choose network='mlp'"):
+        build(layout, network="conv")
+
+
+def smooth_fields(n: int, layout: tuple[int, int, int], seed: int) -> Tensor:
+    """Gaussian fields whose neighbours are alike, each channel also like the next: rows (n, D)."""
+    noise = normal(n, *layout, seed=seed)
+    kernel = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0])
+    kernel = (kernel[:, None] * kernel).expand(layout[0], 1, 5, 5)
+    for _ in range(2):
+        noise = nn.functional.conv2d(noise, kernel, padding=2, groups=layout[0])
+    mixed = noise + 0.5 * noise.roll(1, 1)
+    return (mixed / mixed.std((0, 2, 3), keepdim=True) + 0.3).flatten(1)
+
+
+@pytest.mark.slow
+def test_a_fit_learns_the_covariance_of_fields_from_normal_noise() -> None:
+    layout = (2, 8, 8)
+    rows = smooth_fields(6000, layout, seed=0)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        plugin = FlowMatching(channels=16, blocks=1, steps=300, components=1)
+        plugin.layout = layout
+        plugin.build(128, 5500)
+        run = Run(seeded(0), batch_size=128)
+        # One Gaussian as the start would have the covariance already.
+        plugin._fit_mixture = lambda *a: 1  # type: ignore[method-assign]
+        plugin.fit(rows[:5500], rows[5500:], run)
+    assert run.facts["network"] == "conv"
+    drawn = plugin.requires_grad_(False).sample(2000, seeded(1))
+    covariance = rows.T.cov()
+    independent = covariance.diagonal().diag()  # what a diagonal Gaussian would have at its best
+    assert (drawn.T.cov() - covariance).norm() < 0.35 * (independent - covariance).norm()
+    assert (drawn.mean(0) - rows.mean(0)).abs().max() < 0.15
+
+
+def small(layout: tuple[int, int, int], **options: Any) -> FlowMatching:
+    plugin = build(layout, network="conv", channels=8, blocks=1, steps=3, **options)
+    rows = smooth_fields(60, layout, seed=0)
+    plugin.fit(rows[:50], rows[50:], Run(seeded(0), batch_size=16))
+    return plugin.requires_grad_(False)
+
+
+def test_a_latent_diffusion_latent_fits_in_bounded_memory() -> None:
+    plugin = small((4, 32, 32), solver_steps=2, probes=2)
+    assert plugin.sample(3, seeded(0)).shape == (3, 4096)
+    assert plugin.log_prob(plugin.sample(2, seeded(0))).isfinite().all()
+    assert sum(tensor.numel() for tensor in plugin.state_dict().values()) < 1e6  # no D x D matrix
+
+
+def test_a_state_carries_over_and_parts_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    plugin = small((2, 4, 4), components=2, solver_steps=2)
+    again = build((2, 4, 4), network="conv", channels=8, blocks=1, components=2, solver_steps=2)
+    again.load_state_dict(plugin.state_dict())
+    whole = plugin.sample(40, seeded(0))
+    torch.testing.assert_close(again.sample(40, seeded(0)), whole)
+    monkeypatch.setattr("latentfit_flow_matching._PART", 1)
+    torch.testing.assert_close(again.sample(40, seeded(0)), whole)
+
+
+def test_densities_are_differentiable_and_undo_the_samples() -> None:
+    plugin = build((2, 2, 2), network="conv", channels=8, blocks=1, components=1, solver_steps=6)
+    field: Any = plugin.field
+    for parameter in field.parameters():
+        nn.init.normal_(parameter, std=0.2, generator=seeded(0))
+    plugin.double().requires_grad_(False)
+    noise = normal(2, 8, seed=2).double()
+    rows = plugin.from_base(noise)
+    assert (rows - noise).abs().max() > 0.1
+    back, log_determinant = plugin.to_base(rows)
+    torch.testing.assert_close(back, noise, rtol=0, atol=1e-3)
+
+    def towards_base(z: Tensor) -> Tensor:
+        return plugin.to_base(z[None])[0][0]
+
+    for row, expected in zip(rows, log_determinant, strict=True):
+        jacobian: Any = torch.autograd.functional.jacobian(towards_base, row)
+        assert float(jacobian.slogdet()[1]) == pytest.approx(float(expected), abs=2e-3)
+    x = rows.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(plugin.log_prob(x).sum(), x)
+    step = 1e-5 * torch.eye(8, dtype=torch.float64)[3]
+    difference = (plugin.log_prob(rows + step) - plugin.log_prob(rows - step)) / 2e-5
+    torch.testing.assert_close(gradient[:, 3], difference, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["classes", "vector"])
+def test_conditions_reach_the_field(kind: Any) -> None:
+    rows = smooth_fields(80, (1, 4, 4), seed=0)
+    label = torch.arange(80) % 2
+    rows = rows + 4 * label[:, None]
+    context = (
+        nn.functional.one_hot(label).float() if kind == "classes" else 2.0 * label[:, None] - 1
+    )
+    plugin = FlowMatching(network="conv", channels=8, blocks=1, steps=200, components=2)
+    plugin.layout, plugin.context_dim, plugin.context_kind = (1, 4, 4), context.shape[1], kind
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        plugin.build(16, 70)
+    run = Run(seeded(0), context=context[:70], held_out_context=context[70:])
+    plugin.fit(rows[:70], rows[70:], run)
+    means = [
+        plugin.requires_grad_(False).sample(200, seeded(1), own.expand(200, -1)).mean()
+        for own in context[:2]
+    ]
+    assert float(means[1] - means[0]) == pytest.approx(4, abs=1)
