@@ -64,6 +64,8 @@ def fitted(ring: Tensor) -> LatentSampler:
 class GaussianField(nn.Module):
     """What flow matching converges to between N(0, I) and N(mean, diag(deviation^2))."""
 
+    width = 16
+
     def __init__(self, mean: Tensor, deviation: Tensor) -> None:
         super().__init__()
         self.mean, self.deviation = mean, deviation
@@ -85,6 +87,8 @@ class GaussianField(nn.Module):
 
 class LinearField(nn.Module):
     """v(x, t) = x A'."""
+
+    width = 16
 
     def __init__(self, matrix: Tensor) -> None:
         super().__init__()
@@ -139,6 +143,8 @@ def test_the_solver_is_of_fourth_order() -> None:
 
 class SineField(nn.Module):
     """v(x, t) = sin x, whose divergence changes along a path."""
+
+    width = 16
 
     def forward(self, x: Tensor, t: float, context: Tensor | None = None) -> Tensor:
         return x.sin()
