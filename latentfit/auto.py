@@ -10,14 +10,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from latentfit.affine import Standardize
 from latentfit.condition import fit_condition, kind_of
 from latentfit.errors import DataError, OptionError
 from latentfit.fitting import Plan, fit_class, split
 from latentfit.metrics import c2st, energy_distance
+from latentfit.moments import measure
 from latentfit.registry import load_sampler_class, sampler_distribution
 from latentfit.sampler import LatentSampler
 from latentfit.sampler_base import Sampler
-from latentfit.transforms import make_transform
 
 __all__ = ["AUTO", "AutoOptions", "fit_best", "load_candidates"]
 
@@ -151,8 +152,8 @@ class _Judge:
         self.context = torch.zeros(len(kept), 0)
         if self.labels is not None:
             self.context = fit_condition(self.labels).encode(self.labels, len(kept))
-        flat = latents.reshape(len(latents), -1)
-        self.mapping = make_transform("standardize").fit(flat)
+        flat = latents.reshape(len(latents), -1)  # each position for itself, of images, too
+        self.mapping = Standardize().fit(measure([flat], covariance=False))
         self.real = self._columns(self.latents)
 
     def measure(self, sampler: LatentSampler) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from latentfit.auto import AUTO, AutoOptions, fit_best, load_candidates
+from latentfit.choosing import check_transform
 from latentfit.condition import as_labels, kind_of
 from latentfit.encoding import encode
 from latentfit.errors import OptionError
@@ -20,7 +21,7 @@ from latentfit.options import resolve_options
 from latentfit.randomness import check_seed, isolated_rng
 from latentfit.registry import load_sampler_class, sampler_distribution
 from latentfit.sampler import LatentSampler, resolve_device
-from latentfit.transforms import make_transform
+from latentfit.transforms import Transform
 
 __all__ = ["fit_latent_sampler"]
 
@@ -32,7 +33,7 @@ def fit_latent_sampler(
     method: str = "realnvp",
     condition: Any = None,
     decoder: Any = None,
-    transform: str = "standardize",
+    transform: str | Transform = "auto",
     validation: float = 0.1,
     batch_size: int = 512,
     device: str | torch.device | None = None,
@@ -60,8 +61,11 @@ def fit_latent_sampler(
             (N, C) are vectors.
         decoder: What ``decode`` and ``generate`` use: an nn.Module, a callable, or an object with ``decode``
             or ``inverse_transform``.
-        transform: "standardize" (each dimension to mean 0 and deviation 1; constant ones are left out and
-            put back) or "none".
+        transform: What is done to the latents before the fit, and undone after it: "auto" (what suits the
+            method; ``info["transform"]`` tells), "scale" (rotated to the principal axes, one scale for all),
+            "standardize" (each dimension, or each channel of latents (C, H, W), to mean 0 and deviation 1),
+            "whiten" (each principal axis to deviation 1), "none", or an object of a class derived from
+            :class:`latentfit.transforms.Transform`. What does not vary is left out and put back.
         validation: The fraction of the latents that is held out to stop by, in [0, 1).
         batch_size: Rows in a call of the encoder and in a training minibatch.
         device: Where the sampler is trained and lives; None means where the encoder (or the dataset) is.
@@ -88,7 +92,7 @@ def fit_latent_sampler(
     plugin_class = None if method == AUTO else load_sampler_class(method)
     resolved = resolve_options(plugin_class or AutoOptions, options, method=method)
     candidates = {} if plugin_class else load_candidates(resolved["methods"])
-    make_transform(transform)
+    check_transform(transform)
     from_dataset = isinstance(condition, str)
     if from_dataset and condition != "labels":
         raise OptionError(f"Expected condition as 'labels', labels or None; got {condition!r}.")

@@ -12,17 +12,19 @@ import torch
 from torch import Tensor
 
 from latentfit._version import __version__
+from latentfit.choosing import fit_transform, needs_covariance, to_rows
 from latentfit.condition import Condition, fit_condition, kind_of
 from latentfit.errors import DataError, DivergenceError, OptionError
 from latentfit.loading import build_plugin
 from latentfit.models import Model
+from latentfit.moments import measure
 from latentfit.options import resolve_options
 from latentfit.progress import Bar
 from latentfit.randomness import isolated_rng, plugin_defaults
 from latentfit.sampler import LatentSampler
 from latentfit.sampler_base import Sampler
 from latentfit.training import Run
-from latentfit.transforms import make_transform
+from latentfit.transforms import Transform
 
 __all__ = ["Plan", "check_condition", "fit_class", "split"]
 
@@ -37,7 +39,7 @@ class Plan:
         decoder: For the sampler's ``decode``.
     """
 
-    transform: str = "standardize"
+    transform: str | Transform = "auto"
     validation: float = 0.1
     batch_size: int = 512
     device: torch.device = torch.device("cpu")  # noqa: RUF009 - immutable
@@ -81,7 +83,10 @@ def fit_class(
         check_condition(cls, kind_of(labels), method)
     _check_latents(latents)
     flat = latents.reshape(len(latents), -1)
-    mapping = make_transform(plan.transform).fit(flat)
+    covariance = needs_covariance(plan.transform, cls, tuple(latents.shape[1:]))
+    transform, mapping = fit_transform(
+        plan.transform, cls, measure([latents], covariance=covariance)
+    )
     if mapping.dim == 0:
         raise DataError(
             f"Expected latents that vary; all {len(flat)} are equal. Does the encoder ignore its input?"
@@ -89,10 +94,16 @@ def fit_class(
     condition = None if labels is None else fit_condition(labels)
 
     training, watched = split(len(flat), plan.validation, plan.seed, labels)
-    rows = mapping.forward(flat).to(plan.device)
+    rows = to_rows(mapping, flat).to(plan.device)
     training_rows, held_out = rows[training.to(plan.device)], rows[watched.to(plan.device)]
     plugin = build_plugin(
-        cls, resolved, dim=mapping.dim, n=len(training), seed=plan.seed, condition=condition
+        cls,
+        resolved,
+        dim=mapping.dim,
+        n=len(training),
+        seed=plan.seed,
+        condition=condition,
+        layout=mapping.layout,
     )
     plugin.to(plan.device)
     failure: DivergenceError | None = None
@@ -123,6 +134,8 @@ def fit_class(
         | {
             "n": len(training),
             "n_validation": len(watched),
+            "transform": transform,
+            "kept_dimensions": mapping.dim,
             "constant_dimensions": mapping.constant,
         },
         history=run.history,
@@ -199,7 +212,6 @@ def _info(
         "batch_size": plan.batch_size,
         "seconds": time.monotonic() - run.started,
         "seed": plan.seed,
-        "transform": plan.transform,
         "parameters": sum(p.numel() for p in plugin.parameters()),
         "fit": {name: _plain(value) for name, value in run.facts.items()},
         "versions": {

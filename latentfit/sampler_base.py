@@ -43,15 +43,20 @@ class Sampler(nn.Module, ABC):
         conditions: The kinds of condition that the method can take: "classes", "vector".
         context_dim: Columns of a context, set before ``build``; 0 in a fit without a condition.
         context_kind: Its kind, set before ``build``; None in a fit without a condition.
+        preferred_transform: What ``transform="auto"`` means for the method: "standardize", "scale",
+            "whiten" or "none".
+        spatial: Whether the method makes use of ``layout``; "auto" keeps it then where there is one.
         layout: The shape (C, H, W) of a row that is an image, set before ``build``; None where rows are
             none. The rows are flat all the same.
     """
 
     has_density: ClassVar[bool] = False
     conditions: ClassVar[tuple[str, ...]] = ()
+    preferred_transform: ClassVar[Literal["standardize", "scale", "whiten", "none"]] = "standardize"
+    spatial: ClassVar[bool] = False
+    layout: tuple[int, ...] | None = None
     context_dim: int = 0
     context_kind: Literal["classes", "vector"] | None = None
-    layout: tuple[int, ...] | None = None
 
     def __init__(self) -> None:
         super().__init__()
@@ -61,7 +66,7 @@ class Sampler(nn.Module, ABC):
         """Create the parameters and buffers for n training rows of dim columns.
 
         Called once with the same numbers before a fit and before a state is loaded, so it may depend on
-        nothing else than them, the options, ``context_dim`` and ``context_kind``.
+        nothing else than them, the options, ``layout``, ``context_dim`` and ``context_kind``.
         """
 
     @abstractmethod

@@ -189,7 +189,7 @@ def test_signature_of_fit():
         "method": "realnvp",
         "condition": None,
         "decoder": None,
-        "transform": "standardize",
+        "transform": "auto",
         "validation": 0.1,
         "batch_size": 512,
         "device": None,

@@ -50,7 +50,12 @@ Examples:
     help="A label for each latent to condition on: whole numbers are classes, floats vectors.",
 )
 @click.option("--out", required=True, metavar="FILE", help="The .safetensors file to write.")
-@click.option("--transform", default="standardize", show_default=True, help="Before the fit.")
+@click.option(
+    "--transform",
+    default="auto",
+    show_default=True,
+    help="Before the fit: auto, scale, standardize, whiten or none.",
+)
 @click.option("--validation", default=0.1, show_default=True, help="Fraction that is held out.")
 @click.option("--batch-size", default=512, show_default=True, help="Rows per batch and step.")
 @click.option("--device", help="Where to fit: cpu, cuda, ... Default: the library's choice.")

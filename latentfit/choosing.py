@@ -1,0 +1,176 @@
+"""Which transform latents get: the one that is named, the user's object, or the one that suits the method."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from latentfit.affine import Identity, Standardize, is_image
+from latentfit.encoding import check_finite
+from latentfit.errors import FileFormatError, LatentfitError, OptionError
+from latentfit.moments import Moments
+from latentfit.principal import MOST_DIMENSIONS, Scale, Whiten, check_size
+from latentfit.sampler_base import Sampler
+from latentfit.transforms import Transform
+
+__all__ = [
+    "AUTO",
+    "CUSTOM",
+    "TRANSFORMS",
+    "check_transform",
+    "fit_transform",
+    "load_transform",
+    "needs_covariance",
+    "saved_transform",
+    "to_rows",
+]
+
+AUTO = "auto"
+CUSTOM = Transform.name
+TRANSFORMS: dict[str, type[Transform]] = {t.name: t for t in (Scale, Standardize, Whiten, Identity)}
+
+
+def check_transform(transform: Any) -> None:
+    """Refuse what is neither a name nor an object of the base class.
+
+    Raises:
+        OptionError: With what there is.
+    """
+    if isinstance(transform, Transform) or (
+        isinstance(transform, str) and transform in (AUTO, *TRANSFORMS)
+    ):
+        return
+    listed = ", ".join(repr(name) for name in (AUTO, *TRANSFORMS))
+    raise OptionError(
+        f"Expected transform as one of {listed}, or an object of a class derived from "
+        f"latentfit.transforms.Transform; got {transform!r}."
+    )
+
+
+def needs_covariance(
+    transform: str | Transform, cls: type[Sampler], shape: tuple[int, ...]
+) -> bool:
+    r"""Whether :func:`fit_transform` will want the covariance of latents (n, \*shape): (D, D) numbers.
+
+    Raises:
+        OptionError: A named transform that can't be fitted to so many dimensions.
+    """
+    if isinstance(transform, Transform):
+        return transform.needs_covariance
+    if transform != AUTO:
+        wanted = TRANSFORMS[transform].needs_covariance
+        if wanted:
+            check_size(transform, shape)
+        return wanted
+    if is_image(shape) and cls.spatial:
+        return False
+    return math.prod(shape) <= MOST_DIMENSIONS and (
+        cls.has_density or TRANSFORMS[cls.preferred_transform].needs_covariance
+    )
+
+
+def fit_transform(
+    transform: str | Transform, cls: type[Sampler], moments: Moments
+) -> tuple[str, Transform]:
+    """Choose a transform and fit it; give its name and the fitted object.
+
+    "auto" means what the class prefers, but "standardize" for images where the class is spatial, and for
+    more dimensions than principal axes can be found of; and "whiten" for a density of latents that depend
+    on each other linearly, which have none otherwise.
+
+    Args:
+        transform: As :func:`check_transform` lets it through.
+        cls: The sampler class that will be fitted.
+        moments: With the covariance if :func:`needs_covariance` says so.
+
+    Raises:
+        OptionError: An object whose ``fit`` returns something else.
+        DataError: Latents that the transform can't take.
+    """
+    if isinstance(transform, Transform):
+        fitted = copy.deepcopy(transform).fit(moments)
+        if not isinstance(fitted, Transform):
+            raise OptionError(
+                f"Expected {type(transform).__name__}.fit to return the transform itself; got {fitted!r}."
+            )
+        return fitted.name, fitted
+    if transform != AUTO:
+        return transform, TRANSFORMS[transform]().fit(moments)
+    preferred = TRANSFORMS[cls.preferred_transform]()
+    if preferred.needs_covariance and moments.covariance is None:
+        preferred = Standardize()
+    if cls.has_density and moments.covariance is not None and not preferred.needs_covariance:
+        whitened = Whiten().fit(moments)
+        if whitened.dim < int(moments.varies.sum()):
+            return whitened.name, whitened
+    return preferred.name, preferred.fit(moments)
+
+
+def saved_transform(name: str, given: Transform | None) -> Transform:
+    """Make the transform, not fitted yet, that a file names.
+
+    Args:
+        name: What the file says, "custom" or a name of TRANSFORMS.
+        given: The user's object, for a file of a sampler that was fitted with one.
+
+    Raises:
+        OptionError: An object that is missing, not wanted, or no transform.
+    """
+    if given is not None and not isinstance(given, Transform):
+        raise OptionError(
+            "Expected transform as an object of a class derived from latentfit.transforms.Transform; got "
+            f"{given!r}."
+        )
+    if name == CUSTOM:
+        if given is None:
+            raise OptionError(
+                "Expected the transform that the sampler was fitted with, as its file holds the transform's "
+                "tensors, not its code; got none. Use load_sampler(path, transform=...) with an object of "
+                "the same class."
+            )
+        return copy.deepcopy(given)
+    if given is not None:
+        raise OptionError(
+            f"Expected no transform, as the sampler was fitted with {name!r}; got {given!r}."
+        )
+    return TRANSFORMS[name]()
+
+
+def load_transform(transform: Transform, state: dict[str, Tensor], shape: tuple[int, ...]) -> None:
+    r"""Give a transform the state that a file holds, for latents (n, \*shape).
+
+    Raises:
+        FileFormatError: A state that does not fit, or any error of a user's object.
+    """
+    try:
+        transform.load_state(state, shape)
+    except LatentfitError:
+        raise
+    except Exception as error:
+        raise FileFormatError(
+            f"Expected a transform that can load the tensors {sorted(state)} of latents of shape {shape}; "
+            f"got {type(transform).__name__}, which raised {type(error).__name__}: {error}. Pass an object "
+            "of the class that the sampler was fitted with."
+        ) from error
+
+
+def to_rows(transform: Transform, latents: Tensor) -> Tensor:
+    """Map latents (n, D) to rows (n, d), and check them, since a user's object may have made them.
+
+    Raises:
+        OptionError: They are no float32 rows.
+        NonFiniteError: They hold NaN or infinity.
+    """
+    rows = transform.forward(latents)
+    expected = (len(latents), transform.dim)
+    if tuple(rows.shape) != expected or rows.dtype != torch.float32:
+        raise OptionError(
+            f"Expected {type(transform).__name__}.forward to give float32 rows of shape {expected}; got "
+            f"{rows.dtype}, {tuple(rows.shape)}."
+        )
+    check_finite(rows, "transformed latents", "the transform does not suit these latents")
+    return rows
