@@ -60,6 +60,7 @@ class Sampler(nn.Module, ABC):
     spatial: ClassVar[bool] = False
     context_dim: int = 0
     context_kind: Literal["classes", "vector"] | None = None
+    layout: tuple[int, ...] | None = None
 
     def __init__(self) -> None:
         super().__init__()
