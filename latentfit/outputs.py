@@ -184,9 +184,9 @@ def _follow(output: Any, path: str, role: str) -> Any:
             if found is None or (callable(found) and not _is_usable(found)):
                 kind = "a method" if callable(found) else "none"
                 holds = f", which holds {_listed(members)}" if members else ""
-                remedy = (
-                    "Choose one that is there, or a callable" if members else "Leave output= out"
-                )
+                remedy = "Choose one that is there, or a callable"
+                if not members:
+                    remedy = "Leave output= out" if value is output else "End the path before it"
                 raise EncoderOutputError(
                     f"Expected the {role} to return something with {step!r}, for output={path!r}; got "
                     f"{_describe(value)}{holds}, and {kind} of that name. {remedy}."

@@ -165,6 +165,7 @@ def test_a_sample_has_the_posteriors_mean_and_deviation(output: object) -> None:
         ),
         ({"a": Z, "b": Y}, "keys", "a method of that name"),
         ({"a": {"b": Z}}, "a.c", r"with 'c', for output='a.c'; got dict, which holds 'b': Tensor"),
+        ({"a": Z}, "a.b", "with 'b', for output='a.b'; got Tensor .*End the path before it"),
         (Mode(Z), "mode", "a method of that name"),
         (Mode(Z), 0, "got Mode"),
         ((Z, Y), lambda pair: pair, "exactly one tensor; got a tuple with 2 of them"),
