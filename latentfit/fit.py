@@ -12,6 +12,7 @@ from torch import Tensor
 
 from latentfit.auto import AUTO, AutoOptions, fit_best, load_candidates
 from latentfit.condition import as_labels, kind_of
+from latentfit.diagnosis import warn_about
 from latentfit.encoding import encode
 from latentfit.errors import OptionError
 from latentfit.fitting import Plan, check_condition, fit_class
@@ -117,6 +118,7 @@ def fit_latent_sampler(
         )
     if given is not None:
         labels = as_labels(given, len(latents))
+    warn_about(latents)
     if plugin_class is None:
         return fit_best(latents, candidates, labels=labels, plan=plan, metric=resolved["metric"])
     return fit_class(

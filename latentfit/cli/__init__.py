@@ -15,6 +15,7 @@ import click
 
 from latentfit._version import __version__
 from latentfit.cli.bench import bench
+from latentfit.cli.diagnosing import diagnose
 from latentfit.cli.fitting import fit, info, sample, score
 from latentfit.cli.plugins import check, new_plugin, samplers
 from latentfit.cli.text import one_line
@@ -58,6 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     epilog="""\b
 Examples:
   latentfit bench digits
+  latentfit diagnose z.npy
   latentfit fit --latents z.npy --method spline --out sampler.safetensors
   latentfit sample sampler.safetensors -n 64 --seed 0 --out new.npy
   latentfit score sampler.safetensors --latents z.npy | head""",
@@ -68,5 +70,5 @@ def cli() -> None:
     """Fit samplers to the latents of a frozen encoder; draw, score and save them."""
 
 
-for _command in (bench, check, fit, info, new_plugin, sample, samplers, score):
+for _command in (bench, check, diagnose, fit, info, new_plugin, sample, samplers, score):
     cli.add_command(_command)

@@ -1,0 +1,108 @@
+"""Latents as rows: the one place where they are checked and read, a part at a time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from latentfit.encoding import check_finite
+from latentfit.errors import DataError
+
+__all__ = ["Rows", "random_index"]
+
+_NUMBERS = 2**21  # in a part: 16 MiB of float64
+
+
+class Rows:
+    r"""Latents (N, \*shape) as float64 rows (N, D), of which only parts are ever in memory.
+
+    Args:
+        latents: A tensor, an array (which may be mapped from a file) or nested lists of numbers.
+        what: What they are called in messages.
+
+    Raises:
+        DataError: No numbers, or fewer than two rows.
+    """
+
+    def __init__(self, latents: Any, what: str = "latents") -> None:
+        self.what = what
+        self._data = _as_data(latents, what)
+        self.shape = tuple(self._data.shape[1:])
+        self.dim = math.prod(self.shape)
+        if len(self) < 2:
+            raise DataError(f"Expected at least 2 {what}; got {len(self)}.")
+        if self.dim == 0:
+            raise DataError(
+                f"Expected {what} of at least one value; got shape {tuple(self._data.shape)}."
+            )
+        self.dtype = str(self._data.dtype).removeprefix("torch.")
+        # As in the transforms: what is stored in less than float64 has float32's rounding at best.
+        self.eps = float(np.finfo(np.float64 if self.dtype == "float64" else np.float32).eps)
+
+    def __len__(self) -> int:
+        return int(self._data.shape[0])
+
+    def parts(self, index: Tensor | None = None) -> Iterator[Tensor]:
+        """Yield all rows, or those at a sorted index (n,), in order, in parts (m, D)."""
+        size = max(1, _NUMBERS // self.dim)
+        if index is None or len(index) == len(self):
+            for start in range(0, len(self), size):
+                yield self._rows(self._data[start : start + size])
+        else:
+            yield from map(self.take, index.split(size))
+
+    def take(self, index: Tensor) -> Tensor:
+        """Give the rows (n, D) at an index (n,)."""
+        data = self._data
+        if isinstance(data, Tensor):
+            return self._rows(data[index.to(data.device)])
+        return self._rows(data[index.numpy()])
+
+    def check_finite(self) -> None:
+        """Raise if any value is NaN or infinite.
+
+        Raises:
+            NonFiniteError: With the number of such rows and the first.
+        """
+        finite = torch.cat([part.isfinite().all(1) for part in self.parts()])
+        marked = torch.where(finite, 0.0, math.nan)[:, None]
+        check_finite(marked, self.what, "if the encoder runs in half precision, run it in float32")
+
+    def _rows(self, part: Any) -> Tensor:
+        if not isinstance(part, Tensor):
+            part = torch.from_numpy(np.array(part, dtype=np.float64))
+        wide: Tensor = part.reshape(len(part), self.dim).to("cpu", torch.float64)
+        return wide
+
+
+def random_index(n: int, most: int, generator: torch.Generator) -> Tensor:
+    """Choose at most so many of n rows at random: a sorted index."""
+    if n <= most:
+        return torch.arange(n)
+    return torch.randperm(n, generator=generator)[:most].sort().values
+
+
+def _as_data(latents: Any, what: str) -> Any:
+    """Give a tensor or an array (N, ...) of real numbers."""
+    if isinstance(latents, Tensor):
+        if latents.is_complex():
+            raise DataError(f"Expected real {what}; got {latents.dtype}. Use torch.view_as_real.")
+        data: Any = latents.detach()
+    else:
+        try:
+            data = np.asarray(latents)
+        except (TypeError, ValueError) as error:
+            raise DataError(f"Expected {what} as numbers (N, ...); {error}.") from error
+        if data.dtype.kind not in "buif":
+            raise DataError(
+                f"Expected {what} as a tensor or an array of numbers (N, ...); got "
+                f"{type(latents).__name__} of dtype {data.dtype}."
+            )
+    if data.ndim == 0:
+        raise DataError(f"Expected {what} of shape (N, ...); got a scalar.")
+    return data
