@@ -118,7 +118,7 @@ def fit_latent_sampler(
         )
     if given is not None:
         labels = as_labels(given, len(latents))
-    warn_about(latents)
+    warn_about(latents, stacklevel=3)
     if plugin_class is None:
         return fit_best(latents, candidates, labels=labels, plan=plan, metric=resolved["metric"])
     return fit_class(

@@ -9,7 +9,10 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import click
 
@@ -19,6 +22,7 @@ from latentfit.cli.diagnosing import diagnose
 from latentfit.cli.fitting import fit, info, sample, score
 from latentfit.cli.plugins import check, new_plugin, samplers
 from latentfit.cli.text import one_line
+from latentfit.errors import LatentsWarning
 
 __all__ = ["cli", "main"]
 
@@ -35,7 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = _DEBUG in given  # taken out here, so that it works after a subcommand too
     words = [word for word in given if word != _DEBUG]
     try:
-        code = cli.main(words, prog_name="latentfit", standalone_mode=False)
+        with _plain_warnings():
+            code = cli.main(words, prog_name="latentfit", standalone_mode=False)
         sys.stdout.flush()
     except BrokenPipeError:  # `latentfit ... | head`: nobody is left to tell anything
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -52,6 +57,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         click.echo(f"Error: {one_line(error, _DEBUG)}", err=True)
         return 1
     return code if isinstance(code, int) else 0
+
+
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Tell what latentfit warns of in a line, without the place in the code."""
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def show_plainly(
+            message: Warning | str, category: type[Warning], *place: Any, **more: Any
+        ) -> None:
+            if issubclass(category, LatentsWarning):
+                click.echo(f"Warning: {message}", err=True)
+            else:
+                show(message, category, *place, **more)
+
+        warnings.showwarning = show_plainly
+        yield
 
 
 @click.group(

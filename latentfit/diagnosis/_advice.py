@@ -39,7 +39,7 @@ _LISTED = 10  # indices that a finding names at most
 P_VALUE = 0.01
 
 
-def about_spectrum(spectrum: Spectrum, dim: int) -> Finding:
+def about_spectrum(spectrum: Spectrum, unit: float, dim: int) -> Finding:
     """Tell in how few directions the variance lies."""
     shares = (spectrum.values / spectrum.values.sum()).cumsum(0)
     most, nearly = (int((shares < share).sum()) + 1 for share in (0.9, 0.99))
@@ -53,8 +53,8 @@ def about_spectrum(spectrum: Spectrum, dim: int) -> Finding:
         if few
         else "No few directions hold nearly all of the variance.",
         {
-            "largest": float(spectrum.values[0]),
-            "smallest": float(spectrum.values[spectrum.rank - 1]),
+            "largest": float(spectrum.values[0]) * unit**2,
+            "smallest": float(spectrum.values[spectrum.rank - 1]) * unit**2,
             "directions_90": most,
             "directions_99": nearly,
             "rows": spectrum.rows,
@@ -167,11 +167,16 @@ def about_clusters(clusters: Clusters | None) -> Finding:
         advice = "Of one piece, but no Gaussian: method='gaussian' would miss much."
     else:
         advice = "Close to one Gaussian: method='gaussian' is hard to beat."
+    better = "one Gaussian explains held-out rows best"
+    if clusters.components > 1:
+        better = (
+            f"a mixture of {clusters.components} explains held-out rows better than one Gaussian by "
+            f"{clusters.gain:.2f} nats"
+        )
     return Finding(
         "clusters",
         severity,
-        f"{_count(clusters.count, 'group')}; a mixture of {clusters.components} explains held-out rows "
-        f"better than one Gaussian by {clusters.gain:.2f} nats",
+        f"{_count(clusters.count, 'group')}; {better}",
         advice,
         {
             "count": clusters.count,
@@ -212,10 +217,13 @@ def about_outliers(outliers: Outliers) -> Finding:
     )
 
 
-def about_copies(copies: Copies) -> Finding:
-    """Tell of rows that are there more than once."""
+def about_copies(copies: Copies, *, crowded: bool) -> Finding:
+    """Tell of rows that are there more than once; where they are crowded, it may be by rounding."""
     severity: Severity = "ok"
-    if copies.fraction > MOST_COPIES:
+    if crowded and copies.fraction > _SOME_COPIES:
+        severity = "note"
+        advice = "Rounding may have made them equal: use float32, or float64, to tell them apart."
+    elif copies.fraction > MOST_COPIES:
         severity = "warning"
         advice = (
             "Drop the copies: a density grows without bound on them, and those among the held-out rows hide "

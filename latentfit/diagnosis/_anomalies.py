@@ -121,12 +121,13 @@ def find_copies(prints: npt.NDArray[np.int64]) -> Copies:
     return Copies(count, count / len(prints), int(counts[commonest]), int(first[commonest]))
 
 
-def find_repeated(sample: Tensor, moments: Moments) -> list[tuple[int, int]]:
+def find_repeated(sample: Tensor, moments: Moments, eps: float) -> list[tuple[int, int]]:
     """Find dimensions that are a linear function of one other dimension.
 
     Args:
         sample: Random rows (m, D).
         moments: Of all rows.
+        eps: The relative rounding of the latents.
 
     Returns:
         Pairs: a dimension, and the first one that it repeats.
@@ -136,6 +137,8 @@ def find_repeated(sample: Tensor, moments: Moments) -> list[tuple[int, int]]:
     columns /= torch.linalg.vector_norm(columns, dim=0).clamp_min(1e-300)
     some = columns[: 4 * _CHUNK]
     some = some / torch.linalg.vector_norm(some, dim=0).clamp_min(1e-300)
+    largest = torch.maximum(moments.low.abs(), moments.high.abs())[kept]
+    rounding = (eps * largest / moments.scale[kept]).square()  # as a share of the variance
     pairs = []
     for block in torch.arange(len(kept)).split(_CHUNK):
         correlation = some[:, block].T @ some[:, : int(block[-1]) + 1]  # (block, earlier)
@@ -145,6 +148,6 @@ def find_repeated(sample: Tensor, moments: Moments) -> list[tuple[int, int]]:
             own, other = int(block[row]), int(near[row].int().argmax())
             sign = float(correlation[row, other].sign())
             gap = columns[:, own] - sign * columns[:, other]
-            if float(gap.square().sum()) < _SAME:
+            if float(gap.square().sum()) < _SAME + float(rounding[own] + rounding[other]):
                 pairs.append((int(kept[own]), int(kept[other])))
     return pairs

@@ -14,7 +14,7 @@ __all__ = ["Clusters", "find_clusters"]
 
 _AXES = 10
 _SIZES = (2, 4, 8, 16, 32)
-_STEPS = 20
+_STARTS, _STEPS = 4, 20
 _LEAST_WEIGHT = 0.02  # of a group
 _VALLEY = 0.1  # of the lower of two peaks; that of two equal Gaussians 5 deviations apart
 _POINTS = 9  # on the way from one component to another
@@ -67,8 +67,7 @@ def find_clusters(scores: Tensor, generator: torch.Generator) -> Clusters | None
     for size in (1, *_SIZES):
         if size > mixture_size(len(training), axes):
             break
-        mixture = GaussianMixture(axes, size)
-        mixture.fit(training, generator, steps=_STEPS)
+        mixture = _fitted(training, size, generator)
         likelihood = mixture.mean_log_prob(judge)
         if size == 1:
             single = likelihood
@@ -77,6 +76,19 @@ def find_clusters(scores: Tensor, generator: torch.Generator) -> Clusters | None
     if best is None:
         return None
     return Clusters(_count_modes(best), value - single, best.components, axes)
+
+
+def _fitted(rows: Tensor, size: int, generator: torch.Generator) -> GaussianMixture:
+    """The best of some starts, for one may put two groups into one component, fitted on."""
+    started = []
+    for _ in range(_STARTS if size > 1 else 1):
+        mixture = GaussianMixture(rows.shape[1], size)
+        mixture.fit(rows, generator, steps=2)
+        started.append((mixture.mean_log_prob(rows), mixture))
+    best = max(started, key=lambda start: start[0])[1]
+    for _ in range(_STEPS if size > 1 else 0):
+        best.improve(rows)
+    return best
 
 
 @torch.no_grad()

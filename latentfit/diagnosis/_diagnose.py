@@ -64,7 +64,7 @@ def diagnose(latents: Any, *, validation: Any = None, seed: int | None = 0) -> D
     others = None if validation is None else Rows(validation, "validation latents")
     if others is not None and others.shape != rows.shape:
         raise DataError(
-            f"Expected validation latents of shape (M, *{rows.shape}); got (M, *{others.shape})."
+            f"Expected validation latents of shape {_listed(rows.shape)}; got {_listed(others.shape)}."
         )
     seed = check_seed(seed)
     for given in (rows, others):
@@ -77,7 +77,7 @@ def diagnose(latents: Any, *, validation: Any = None, seed: int | None = 0) -> D
 
 def _diagnose(rows: Rows, others: Rows | None, seed: int, generator: torch.Generator) -> Diagnosis:
     moments = measure_moments(rows)
-    copies = advice.about_copies(find_copies(moments.prints))
+    copies = advice.about_copies(find_copies(moments.prints), crowded=rows.crowded)
     constants = advice.about_constants(moments)
     index = random_index(len(rows), _SAMPLE, generator)
     shift = advice.about_shift(_shift(rows, others, generator), validation=others is not None)
@@ -97,7 +97,7 @@ def _diagnose(rows: Rows, others: Rows | None, seed: int, generator: torch.Gener
     if distances is not None:
         twonn, mle = twonn_dimension(distances), mle_dimension(distances)
     findings = (
-        advice.about_spectrum(spectrum, rows.dim),
+        advice.about_spectrum(spectrum, moments.unit, rows.dim),
         advice.about_rank(spectrum, rows.dim),
         advice.about_dimension(twonn, mle, spectrum.rank, len(index)),
         advice.about_kurtosis(moments),
@@ -105,15 +105,19 @@ def _diagnose(rows: Rows, others: Rows | None, seed: int, generator: torch.Gener
         advice.about_outliers(outliers),
         copies,
         constants,
-        advice.about_repeated(find_repeated(sample, moments)),
+        advice.about_repeated(find_repeated(sample, moments, rows.eps)),
         advice.about_scales(moments),
         shift,
     )
     plots = _plots(sample, scores, moments, distances)
-    eigenvalues = spectrum.values.numpy()
+    eigenvalues = spectrum.values.numpy() * moments.unit**2
     return Diagnosis(
         findings, len(rows), rows.shape, rows.dtype, len(index), seed, eigenvalues, plots
     )
+
+
+def _listed(shape: tuple[int, ...]) -> str:
+    return f"({', '.join(map(str, ('M', *shape)))})"
 
 
 def _shift(rows: Rows, others: Rows | None, generator: torch.Generator) -> Shift | None:

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 if TYPE_CHECKING:
     from latentfit.diagnosis._report import Diagnosis
 
-__all__ = ["draw"]
+__all__ = ["Figure", "draw"]
 
 _RANGE = 8.0  # deviations that the marginals' panel shows
 

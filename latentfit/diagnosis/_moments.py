@@ -115,8 +115,8 @@ class Spectrum:
     """The covariance's eigenvalues.
 
     Attributes:
-        values: (D,) in descending order, in the latents' squared units; if D is very large, only those
-            that the rows can tell.
+        values: (D,) in descending order, in units of the moments' unit squared; if D is very large, only
+            those that the rows can tell.
         axes: (D, a), the eigenvectors of the first.
         rank: How many of the values are above rounding.
         rows: How many rows they were measured on.
@@ -158,7 +158,7 @@ def measure_spectrum(rows: Rows, moments: Moments, generator: torch.Generator) -
     largest = torch.maximum(moments.low.abs(), moments.high.abs()).max() / unit
     floor = max(4 * float(rows.eps * largest) ** 2, 4 * d * 2.3e-16 * float(values[0]))
     rank = int((values > floor).sum())
-    return Spectrum((values.clamp_min(0) * unit**2), axes[:, : max(1, rank)], rank, used)
+    return Spectrum(values.clamp_min(0), axes[:, : max(1, rank)], rank, used)
 
 
 def _leading(covariance: Tensor, generator: torch.Generator) -> Tensor:

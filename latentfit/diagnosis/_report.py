@@ -15,7 +15,7 @@ from latentfit.errors import OptionError
 from latentfit.persistence import atomic_path
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from latentfit.diagnosis._figure import Figure
 
 __all__ = ["Diagnosis", "Finding", "Marginal", "Plots", "Severity"]
 

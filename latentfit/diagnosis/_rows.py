@@ -16,6 +16,7 @@ from latentfit.errors import DataError
 __all__ = ["Rows", "random_index"]
 
 _NUMBERS = 2**21  # in a part: 16 MiB of float64
+_ROOM = 10  # different rows that a dtype must have for each row, at the least
 
 
 class Rows:
@@ -24,6 +25,13 @@ class Rows:
     Args:
         latents: A tensor, an array (which may be mapped from a file) or nested lists of numbers.
         what: What they are called in messages.
+
+    Attributes:
+        shape: Of one latent.
+        dim: D.
+        dtype: As it came.
+        eps: The relative rounding of the numbers.
+        crowded: Whether they have so few digits that rounding alone may make rows equal.
 
     Raises:
         DataError: No numbers, or fewer than two rows.
@@ -41,8 +49,10 @@ class Rows:
                 f"Expected {what} of at least one value; got shape {tuple(self._data.shape)}."
             )
         self.dtype = str(self._data.dtype).removeprefix("torch.")
+        own = _rounding(self._data)
+        self.crowded = self.dim * -math.log2(own) < math.log2(_ROOM * len(self))
         # As in the transforms: what is stored in less than float64 has float32's rounding at best.
-        self.eps = float(np.finfo(np.float64 if self.dtype == "float64" else np.float32).eps)
+        self.eps = own if self.dtype == "float64" else float(np.finfo(np.float32).eps)
 
     def __len__(self) -> int:
         return int(self._data.shape[0])
@@ -78,6 +88,13 @@ class Rows:
             part = torch.from_numpy(np.array(part, dtype=np.float64))
         wide: Tensor = part.reshape(len(part), self.dim).to("cpu", torch.float64)
         return wide
+
+
+def _rounding(data: Any) -> float:
+    """The relative rounding of a tensor's or an array's dtype; whole numbers become float32 in a fit."""
+    if isinstance(data, Tensor):
+        return torch.finfo(data.dtype if data.is_floating_point() else torch.float32).eps
+    return float(np.finfo(data.dtype if data.dtype.kind == "f" else np.float32).eps)
 
 
 def random_index(n: int, most: int, generator: torch.Generator) -> Tensor:

@@ -25,7 +25,6 @@ _CENTRE_ROWS = 1000  # that the medians are of
 _SQUEEZED = 5.0  # how many times smaller than the scale 95 % of the rows may be
 
 
-@torch.no_grad()
 def warn_about(latents: Tensor, *, stacklevel: int = 2) -> None:
     r"""Warn of what makes a fit useless, whatever the method and the transform: many copies, a lost scale.
 
@@ -34,7 +33,7 @@ def warn_about(latents: Tensor, *, stacklevel: int = 2) -> None:
 
     Args:
         latents: (N, \*shape), finite.
-        stacklevel: As :func:`warnings.warn` counts it, from this function on.
+        stacklevel: Whose line the warning shows, as :func:`warnings.warn` counts: 2 is the caller's.
 
     Warns:
         LatentsWarning: More than a tenth of the rows are copies of others; or a twentieth of the rows holds
@@ -44,17 +43,18 @@ def warn_about(latents: Tensor, *, stacklevel: int = 2) -> None:
         return
     rows = Rows(latents)
     generator = torch.Generator().manual_seed(0)
-    with plugin_defaults(torch.device("cpu")):
+    with torch.no_grad(), plugin_defaults(torch.device("cpu")):
         # Where nearly all rows are equal, the others are no outliers.
         message = _about_copies(rows, generator) or _about_scale(rows, generator)
     if message:
-        warnings.warn(message, LatentsWarning, stacklevel=stacklevel + 1)
+        warnings.warn(message, LatentsWarning, stacklevel=stacklevel)
 
 
 def _about_copies(rows: Rows, generator: torch.Generator) -> str:
     index = random_index(len(rows), max(_LEAST_ROWS, _HASHED // rows.dim), generator)
     copies = find_copies(torch.cat([fingerprints(part) for part in rows.parts(index)]).numpy())
-    if copies.fraction <= MOST_COPIES:
+    # Where all are equal the fit says so itself; narrow numbers of few dimensions may be equal by rounding.
+    if copies.fraction <= MOST_COPIES or copies.most == len(index) or rows.crowded:
         return ""
     return (
         f"{100 * copies.fraction:.0f} % of the latents are exact copies of others (that at index "
