@@ -17,6 +17,11 @@
     ├── DuplicatePluginError (RuntimeError)  two distributions registered one name
     └── PluginLoadError (ImportError)        an installed plugin can't be imported or has the wrong type
         └── PluginVersionError               it was written for another version of the plugin API
+
+and the warning that it gives::
+
+    UserWarning
+    └── LatentsWarning                       latents on which a fit is of little use
 """
 
 from __future__ import annotations
@@ -36,6 +41,7 @@ __all__ = [
     "EncoderOutputError",
     "FileFormatError",
     "LatentfitError",
+    "LatentsWarning",
     "NonFiniteError",
     "NotFittedError",
     "OptionError",
@@ -47,6 +53,10 @@ __all__ = [
 
 class LatentfitError(Exception):
     """Base class of every exception that latentfit raises on purpose."""
+
+
+class LatentsWarning(UserWarning):
+    """Latents are such that a fit to them is of little use; ``latentfit.diagnose`` tells more."""
 
 
 class DataError(LatentfitError, ValueError):

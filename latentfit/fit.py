@@ -14,6 +14,7 @@ from torch import Tensor
 from latentfit.auto import AUTO, AutoOptions, fit_best, load_candidates
 from latentfit.choosing import check_transform
 from latentfit.condition import as_labels, kind_of
+from latentfit.diagnosis import warn_about
 from latentfit.encoding import device_of, encode
 from latentfit.errors import OptionError
 from latentfit.fitting import Plan, check_condition, fit_class
@@ -148,6 +149,8 @@ def fit_latent_sampler(
     latents, labels = _encoded(model, dataset, plan, store, from_dataset)
     if given is not None:
         labels = as_labels(given, len(latents))
+    if workers.is_first:
+        warn_about(latents, stacklevel=3)
     if plugin_class is None:
         return fit_best(latents, candidates, labels=labels, plan=plan, metric=resolved["metric"])
     return fit_class(

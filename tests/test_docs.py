@@ -168,6 +168,7 @@ def test_every_helper_is_on_the_plugin_page():
 def test_signatures_on_the_api_page_are_the_code_s():
     page = (ROOT / "docs" / "api.md").read_text("utf-8")
     for function in (
+        latentfit.diagnose,
         latentfit.fit_latent_sampler,
         latentfit.load_sampler,
         latentfit.metrics.frechet_distance,

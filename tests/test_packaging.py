@@ -109,10 +109,12 @@ def test_citation_has_this_version():
 
 def test_public_names():
     assert sorted(latentfit.__all__) == [
+        "Diagnosis",
         "LatentSampler",
         "LatentStore",
         "PluginInfo",
         "__version__",
+        "diagnose",
         "fit_latent_sampler",
         "list_benchmarks",
         "list_samplers",
@@ -159,6 +161,7 @@ def test_public_names():
         "EncoderOutputError",
         "FileFormatError",
         "LatentfitError",
+        "LatentsWarning",
         "NonFiniteError",
         "NotFittedError",
         "OptionError",
@@ -178,9 +181,10 @@ def test_public_names_exist_and_have_docstrings(module):
         assert isinstance(value, str) or inspect.getdoc(value), name
 
 
-def test_every_error_is_a_latentfit_error():
+def test_every_error_is_a_latentfit_error_and_every_warning_a_user_s():
     for name in latentfit.errors.__all__:
-        assert issubclass(getattr(latentfit.errors, name), latentfit.errors.LatentfitError)
+        kind = UserWarning if name.endswith("Warning") else latentfit.errors.LatentfitError
+        assert issubclass(getattr(latentfit.errors, name), kind)
 
 
 def test_signature_of_fit():

@@ -9,15 +9,20 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import click
 
 from latentfit._version import __version__
 from latentfit.cli.bench import bench
+from latentfit.cli.diagnosing import diagnose
 from latentfit.cli.fitting import fit, info, sample, score
 from latentfit.cli.plugins import check, new_plugin, samplers
 from latentfit.cli.text import one_line
+from latentfit.errors import LatentsWarning
 
 __all__ = ["cli", "main"]
 
@@ -34,7 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = _DEBUG in given  # taken out here, so that it works after a subcommand too
     words = [word for word in given if word != _DEBUG]
     try:
-        code = cli.main(words, prog_name="latentfit", standalone_mode=False)
+        with _plain_warnings():
+            code = cli.main(words, prog_name="latentfit", standalone_mode=False)
         sys.stdout.flush()
     except BrokenPipeError:  # `latentfit ... | head`: nobody is left to tell anything
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -53,11 +59,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code if isinstance(code, int) else 0
 
 
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Tell what latentfit warns of in a line, without the place in the code."""
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def show_plainly(
+            message: Warning | str, category: type[Warning], *place: Any, **more: Any
+        ) -> None:
+            if issubclass(category, LatentsWarning):
+                click.echo(f"Warning: {message}", err=True)
+            else:
+                show(message, category, *place, **more)
+
+        warnings.showwarning = show_plainly
+        yield
+
+
 @click.group(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="""\b
 Examples:
   latentfit bench digits
+  latentfit diagnose z.npy
   latentfit fit --latents z.npy --method spline --out sampler.safetensors
   latentfit sample sampler.safetensors -n 64 --seed 0 --out new.npy
   latentfit score sampler.safetensors --latents z.npy | head""",
@@ -68,5 +93,5 @@ def cli() -> None:
     """Fit samplers to the latents of a frozen encoder; draw, score and save them."""
 
 
-for _command in (bench, check, fit, info, new_plugin, sample, samplers, score):
+for _command in (bench, check, diagnose, fit, info, new_plugin, sample, samplers, score):
     cli.add_command(_command)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from typing import Any
 
 import click
@@ -15,6 +14,7 @@ from latentfit.cli.words import (
     option_class,
     read_condition,
     read_dataset,
+    read_latents,
     settings_option,
     split_settings,
 )
@@ -113,17 +113,14 @@ def fit(
     texts = split_settings(settings)
     accelerator = launched_accelerator()  # first: it chooses the process's own GPU
 
-    from latentfit import LatentStore, fit_latent_sampler
+    from latentfit import fit_latent_sampler
     from latentfit.arrays import check_folder, read_array
     from latentfit.options import parse_option_strings
 
     check_folder(out, latents, data, condition)
     options = parse_option_strings(option_class(method), texts)
     encoder = None if encoder_name is None else import_object(encoder_name, "--encoder")
-    if latents is not None:
-        dataset = LatentStore(latents) if os.path.isdir(latents) else read_array(latents)
-    else:
-        dataset = read_dataset(data or "")
+    dataset = read_latents(latents) if latents is not None else read_dataset(data or "")
     labels = None if condition is None else read_array(condition)
     sampler = fit_latent_sampler(
         encoder,

@@ -14,12 +14,15 @@ import click
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from latentfit import LatentStore
+
 __all__ = [
     "import_object",
     "launched_accelerator",
     "option_class",
     "read_condition",
     "read_dataset",
+    "read_latents",
     "settings_option",
     "split_settings",
 ]
@@ -106,6 +109,14 @@ def launched_accelerator() -> Any:
     import torch
 
     return Accelerator(cpu=not torch.cuda.is_available())
+
+
+def read_latents(text: str) -> Tensor | LatentStore:
+    """Read an array file, or open a store's folder."""
+    from latentfit import LatentStore
+    from latentfit.arrays import read_array
+
+    return LatentStore(text) if os.path.isdir(text) else read_array(text)
 
 
 def read_dataset(text: str) -> Any:

@@ -11,7 +11,7 @@ from scipy.special import expit
 from torch import Tensor, nn
 
 from latentfit import fit_latent_sampler, load_sampler
-from latentfit.errors import DivergenceError, OptionError
+from latentfit.errors import DivergenceError, LatentsWarning, OptionError
 from latentfit.plugin import GaussianMixture, Run
 from latentfit_gan import GAN, R3GAN, WGANGP
 
@@ -338,7 +338,8 @@ def test_one_dimension_and_one_training_row(method: str, base: str) -> None:
 @every
 def test_equal_rows_and_equal_columns_give_finite_samples(method: str) -> None:
     rows = X[:60, :1].expand(60, 3).repeat(2, 1)
-    sampler = fit_latent_sampler(None, rows, method=method, base="mixture", **TINY)
+    with pytest.warns(LatentsWarning, match="50 % of the latents"):
+        sampler = fit_latent_sampler(None, rows, method=method, base="mixture", **TINY)
     assert sampler.sample(100).isfinite().all()
 
 
