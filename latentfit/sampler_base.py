@@ -21,7 +21,7 @@ _MOST_UNDER_VECTOR = 10
 
 
 class Sampler(nn.Module, ABC):
-    """A distribution over standardised rows: what a plugin implements.
+    """A distribution over rows, centred and scaled: what a plugin implements.
 
     The constructor takes the method's options as keyword arguments and stores them; it creates nothing.
     Annotations say what an option may be: ``Annotated[int, Interval(1)]``, ``Literal["a", "b"]``,

@@ -46,6 +46,7 @@ class FlowMatching(Sampler):
 
     has_density: ClassVar[bool] = True
     conditions: ClassVar[tuple[str, ...]] = ("classes", "vector")
+    preferred_transform = "scale"
 
     def __init__(
         self,

@@ -51,6 +51,7 @@ class _Adversarial(Sampler):
     """
 
     conditions: ClassVar[tuple[str, ...]] = ("classes", "vector")
+    preferred_transform = "scale"
 
     def __init__(
         self,
