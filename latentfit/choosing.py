@@ -66,11 +66,15 @@ def needs_covariance(
         if wanted:
             check_size(transform, shape)
         return wanted
-    if is_image(shape) and cls.spatial:
+    if _is_spatial(shape, cls):
         return False
     return math.prod(shape) <= MOST_DIMENSIONS and (
         cls.has_density or TRANSFORMS[cls.preferred_transform].needs_covariance
     )
+
+
+def _is_spatial(shape: tuple[int, ...], cls: type[Sampler]) -> bool:
+    return cls.spatial and is_image(shape) and math.prod(shape[1:]) >= cls.least_positions
 
 
 def fit_transform(

@@ -24,7 +24,7 @@ _FLOW_COLUMNS = 512  # beyond which a fit of a flow warns; docs/methods.md has t
 
 
 class Sampler(nn.Module, ABC):
-    """A distribution over standardised rows: what a plugin implements.
+    """A distribution over rows, centred and scaled: what a plugin implements.
 
     The constructor takes the method's options as keyword arguments and stores them; it creates nothing.
     Annotations say what an option may be: ``Annotated[int, Interval(1)]``, ``Literal["a", "b"]``,
@@ -49,6 +49,7 @@ class Sampler(nn.Module, ABC):
         preferred_transform: What ``transform="auto"`` means for the method: "standardize", "scale",
             "whiten" or "none".
         spatial: Whether the method makes use of ``layout``; "auto" keeps it then where there is one.
+        least_positions: The number of positions H * W from which on it does; fewer are flat rows to "auto".
         layout: The shape (C, H, W) of a row that is an image, set before ``build``; None where rows are
             none. The rows are flat all the same.
     """
@@ -58,6 +59,7 @@ class Sampler(nn.Module, ABC):
     streams: ClassVar[bool] = False
     preferred_transform: ClassVar[Literal["standardize", "scale", "whiten", "none"]] = "standardize"
     spatial: ClassVar[bool] = False
+    least_positions: ClassVar[int] = 2
     context_dim: int = 0
     context_kind: Literal["classes", "vector"] | None = None
     layout: tuple[int, ...] | None = None

@@ -35,7 +35,6 @@ _VALUES = 1 << 18  # in the largest intermediate of a chunk: it should stay in t
 _STEP = (
     1 << 22
 )  # values of the convolutional field's channels in a training step, for memory's sake
-_SMALL = 16  # positions of a channel up to which a network without convolutions learns as much as one with
 _PART = 1 << 22  # the same where no gradient is kept
 _DENSE = (
     1024  # columns up to which the mixture, D * D numbers for each component, is worth its size
@@ -67,6 +66,9 @@ class FlowMatching(Sampler):
     has_density: ClassVar[bool] = True
     conditions: ClassVar[tuple[str, ...]] = ("classes", "vector")
     streams: ClassVar[bool] = True
+    preferred_transform = "scale"
+    spatial = True
+    least_positions = 17  # up to 4x4 a network without convolutions learns as much as one with
 
     def __init__(
         self,
@@ -121,7 +123,9 @@ class FlowMatching(Sampler):
                 f"{'flat rows' if self.layout is None else self.layout}. Choose network='mlp', or, for "
                 "spatial latents, transform='standardize'."
             )
-        return self.network == "conv" or (self.network == "auto" and positions > _SMALL)
+        return self.network == "conv" or (
+            self.network == "auto" and positions >= self.least_positions
+        )
 
     def fit(self, rows: Tensor | Rows, held_out: Tensor, run: Run) -> None:
         """Fit the mixture by EM, then the field by least squares."""

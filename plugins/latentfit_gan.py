@@ -53,6 +53,7 @@ class _Adversarial(Sampler):
 
     conditions: ClassVar[tuple[str, ...]] = ("classes", "vector")
     streams: ClassVar[bool] = True
+    preferred_transform = "scale"
 
     def __init__(
         self,

@@ -9,7 +9,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PLUGINS = {path.stem for path in (ROOT / "plugins").glob("*.py")}
 LIBRARIES = {"matplotlib", "nflows", "normflows", "pooch"}
-PUBLIC = {f"latentfit{name}" for name in ("", ".errors", ".metrics", ".plugin", ".testing")}
+PUBLIC = {
+    f"latentfit{name}" for name in ("", ".errors", ".metrics", ".plugin", ".testing", ".transforms")
+}
 
 
 def imported(source: str) -> Iterator[str]:

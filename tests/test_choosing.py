@@ -192,6 +192,7 @@ NASTY = {
 }
 
 
+@pytest.mark.filterwarnings("ignore::latentfit.errors.LatentsWarning")  # and no wonder
 @pytest.mark.parametrize("transform", ["auto", "scale", "standardize", "whiten"])
 @pytest.mark.parametrize("method", ["gmm", "realnvp"])
 @pytest.mark.parametrize("kind", NASTY)

@@ -16,6 +16,7 @@ import latentfit.errors
 import latentfit.metrics
 import latentfit.plugin
 import latentfit.testing
+import latentfit.transforms
 from latentfit.cli import cli, main
 from latentfit.registry import load_benchmark
 
@@ -153,6 +154,7 @@ def test_every_public_name_is_on_the_api_page():
         latentfit.metrics,
         latentfit.plugin,
         latentfit.testing,
+        latentfit.transforms,
     )
     for module in modules:
         names |= set(module.__all__)

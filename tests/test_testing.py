@@ -271,6 +271,36 @@ class KeepsQuietOfConditions(Mutant):
     conditions = ()
 
 
+class UnknownTransform(Mutant):
+    breaks = ("suitable_latents_are_declared",)
+    preferred_transform = "zca"  # type: ignore[assignment]
+
+
+class MaybeSpatial(Mutant):
+    breaks = ("suitable_latents_are_declared",)
+    spatial = None  # type: ignore[assignment]
+
+
+class MisreadsLayout(Mutant):
+    breaks = ("suitable_latents_are_declared",)
+    spatial = True
+
+    def build(self, dim: int, n: int) -> None:
+        if self.layout is not None:
+            height, width, channels = self.layout
+            assert height == width > channels
+        super().build(dim, n)
+
+
+class ForgetsLayout(Mutant):
+    breaks = ("suitable_latents_are_declared",)
+    spatial = True
+
+    def fit(self, rows: Tensor, held_out: Tensor, run: Run) -> None:
+        super().fit(rows, held_out, run)
+        self.layout = None
+
+
 class CantTakeContext(Mutant):
     breaks = (
         "conditions_are_declared",

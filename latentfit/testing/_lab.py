@@ -108,16 +108,21 @@ class Lab:
         return sampler, time.thread_time() - started
 
     def fit_as_user(
-        self, latents: Tensor, labels: Tensor | None = None, **plan: Any
+        self,
+        latents: Tensor,
+        labels: Tensor | None = None,
+        *,
+        transform: str = "standardize",
+        **plan: Any,
     ) -> LatentSampler:
-        """Fit the way that fit_latent_sampler does, without the registry."""
+        """Fit the way that fit_latent_sampler does, without the registry; to standardised rows."""
         return fit_class(
             self.cls,
             latents,
             method=self.label,
             options=self.options,
             labels=labels,
-            plan=Plan(progress=False, **plan),
+            plan=Plan(transform=transform, progress=False, **plan),
         )
 
     def _fit_fully(self, latents: Tensor, labels: Tensor | None = None) -> Fitted:

@@ -19,6 +19,7 @@ from latentfit.testing._density import (
     log_prob_of_a_row_is_its_own,
 )
 from latentfit.testing._lab import Lab
+from latentfit.testing._latents import suitable_latents_are_declared
 from latentfit.testing._options import (
     constructor_only_stores,
     options_are_declared,
@@ -68,6 +69,7 @@ LAWS: tuple[Law, ...] = (
     constructor_only_stores,
     has_density_tells_the_truth,
     conditions_are_declared,
+    suitable_latents_are_declared,
     options_work_within_their_ranges,
     # samples
     samples_have_shape_and_dtype,
