@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Prepared", "in_memory", "prepare", "shape_of", "split"]
 
-MEMORY = 2**28  # bytes of rows and contexts that are held; more are read as they are needed
+MEMORY = 2**27  # bytes of a store's rows that are held; more are read as they are needed
+CONTEXTS = 2**30  # bytes of the contexts of rows in memory, likewise
 _MOST_WATCHED = 2**16  # rows that are held out of more than memory holds
 _WATCHED_BYTES = 2**26
 
@@ -81,7 +82,7 @@ def prepare(
         method: The name for the warning.
     """
     wide = 0 if condition is None else condition.dim
-    if isinstance(latents, Tensor) and 4 * len(latents) * wide <= MEMORY:
+    if isinstance(latents, Tensor) and 4 * len(latents) * wide <= CONTEXTS:
         return _hold(latents, mapping, labels, condition, plan)
     source: Latents = TensorLatents(latents) if isinstance(latents, Tensor) else latents
     generator = torch.Generator().manual_seed(plan.seed)
@@ -107,7 +108,8 @@ def prepare(
     rows = everything.without(torch.cat((watched, left_out)).unique())
     if cls.streams:
         return Prepared(rows, held_out, None, held_out_context)
-    most = max(1, MEMORY // (4 * (mapping.dim + wide)))
+    room = CONTEXTS if isinstance(latents, Tensor) else MEMORY
+    most = max(1, room // (4 * (mapping.dim + wide)))
     some, *context = rows.subset(most, generator)
     if len(some) < len(rows):
         warnings.warn(

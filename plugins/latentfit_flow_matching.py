@@ -306,7 +306,8 @@ class FlowMatching(Sampler):
         factor = mixture.off_diagonal.triu(1) + torch.diag_embed(mixture.log_diagonal.exp())
         offset = torch.einsum("kd,kde->ke", mixture.means, factor)
         constant = mixture.log_diagonal.sum(1)
-        drawn = []
+        # In one piece: small tensors between large ones would keep the memory of these from being used again.
+        drawn, done = torch.empty(len(rows), dtype=torch.long, device=rows.device), 0
         for part, own in _paired(rows, context, max(1, _VALUES // offset.numel())):
             white = torch.einsum("nd,kde->nke", part, factor) - offset
             logits: Tensor = mixture.logits
@@ -314,8 +315,10 @@ class FlowMatching(Sampler):
                 logits = logits + own @ mixture.gate
             joint = logits + constant - 0.5 * white.square().sum(2)
             if len(part):
-                drawn.append(torch.multinomial(joint.softmax(1), 1, generator=generator)[:, 0])
-        return torch.cat(drawn) if drawn else torch.zeros(0, dtype=torch.long, device=rows.device)
+                one = torch.multinomial(joint.softmax(1), 1, generator=generator)
+                drawn[done : done + len(part)] = one[:, 0]
+                done += len(part)
+        return drawn
 
     @torch.no_grad()
     def _weigh(self, component: Tensor, context: Tensor | None) -> None:

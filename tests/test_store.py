@@ -322,6 +322,7 @@ def test_two_writers_encode_once(tmp_path: Path) -> None:
 def tiny_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make everything too large for memory."""
     monkeypatch.setattr(latentfit.preparing, "MEMORY", 2**12)
+    monkeypatch.setattr(latentfit.preparing, "CONTEXTS", 2**12)
 
 
 BLOBS = torch.randn(30_000, 2, generator=torch.Generator().manual_seed(5)) + 6.0 * (
