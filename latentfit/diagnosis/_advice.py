@@ -300,8 +300,8 @@ def about_scales(moments: Moments) -> Finding:
     if ratio > _WIDE:
         severity = "warning" if ratio > _VERY_WIDE else "note"
         advice = (
-            "If the dimensions' units differ, transform='standardize' makes them equal; if one encoder's "
-            "geometry gave them, 'scale' keeps it."
+            "If the dimensions' units differ, transform='standardize' makes them equal; if not, 'scale' "
+            "keeps the small ones small, which may be no more than rounding."
         )
     else:
         advice = "The dimensions' deviations are much alike."

@@ -58,16 +58,18 @@ def find_outliers(rows: Rows, moments: Moments, spectrum: Spectrum, sample: Tens
     middle = scores.median(0).values
     scale = _robust_scale(scores - middle)
 
-    within, off, squares = [], [], []
+    within, rest, total = torch.empty(3, len(rows), dtype=torch.float64)
+    done = 0
     for part in rows.parts():
         centred = ((part - centre) / unit) * moments.varies
         projected = centred @ axes
-        within.append(((projected - middle) / scale).square().sum(1))
+        own = slice(done, done + len(part))
+        done += len(part)
+        within[own] = ((projected - middle) / scale).square_().sum(1)
         # The norm of the rest itself: a difference of squares would drown what is small.
-        off.append((centred - projected @ axes.T).square().sum(1))
-        squares.append(centred.square().sum(1))
-    ratio = _beyond(torch.cat(within).sqrt())
-    rest, total = torch.cat(off), torch.cat(squares)
+        rest[own] = (centred - projected @ axes.T).square_().sum(1)
+        total[own] = centred.square_().sum(1)
+    ratio = _beyond(within.sqrt())
     if float(rest.sum()) > 1e-9 * float(total.sum()):  # else the axes hold all but rounding
         ratio = torch.maximum(ratio, _beyond(rest.sqrt()))
     index = (ratio > 1).nonzero()[:, 0]

@@ -29,20 +29,17 @@ def neighbour_distances(rows: Tensor, k: int) -> Tensor:
     """
     n, d = rows.shape
     squares = rows.square().sum(1)
-    found = []
     count = min(k + _MARGIN, n - 1)
+    found = torch.empty(n, k, dtype=torch.float64)  # filled in place, as in the moments
     for block in torch.arange(n).split(max(1, _NUMBERS // n)):
         near = torch.addmm(squares, rows[block], rows.T, alpha=-2)
         near[torch.arange(len(block)), block] = math.inf
         candidates = near.topk(count, largest=False).indices
-        for own, others in zip(
-            block.split(size := max(1, _NUMBERS // (count * d))),
-            candidates.split(size),
-            strict=True,
-        ):
+        size = max(1, _NUMBERS // (count * d))
+        for own, others in zip(block.split(size), candidates.split(size), strict=True):
             gaps = rows[others] - rows[own][:, None]
-            found.append(torch.linalg.vector_norm(gaps, dim=2).sort(1).values[:, :k])
-    return torch.cat(found)
+            found[own] = torch.linalg.vector_norm(gaps, dim=2).sort(1).values[:, :k]
+    return found
 
 
 def twonn_points(distances: Tensor) -> tuple[Tensor, Tensor]:

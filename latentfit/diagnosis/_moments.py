@@ -66,13 +66,15 @@ def measure_moments(rows: Rows) -> Moments:
     """
     total = torch.zeros(rows.dim, dtype=torch.float64)
     low, high = torch.full_like(total, torch.inf), torch.full_like(total, -torch.inf)
-    prints = []
+    prints, done = torch.empty(len(rows), dtype=torch.int64), 0
     weights = _weights(rows.dim)
     for part in rows.parts():
         total += part.sum(0)
         low = torch.minimum(low, part.amin(0))
         high = torch.maximum(high, part.amax(0))
-        prints.append(fingerprints(part, weights).numpy())
+        # Filled in place: small results kept between large parts would fragment the memory.
+        prints[done : done + len(part)] = fingerprints(part, weights)
+        done += len(part)
     mean, width = total / len(rows), high - low
     if not bool((mean.isfinite() & width.square().isfinite()).all()):
         raise DataError(
@@ -89,7 +91,7 @@ def measure_moments(rows: Rows) -> Moments:
     second, fourth = second / len(rows), fourth / len(rows)
     scale = torch.where(varies, second.sqrt() * safe, 0.0)
     kurtosis = torch.where(varies, fourth / second.square() - 3, torch.nan)
-    return Moments(mean, low, high, scale, kurtosis, np.concatenate(prints))
+    return Moments(mean, low, high, scale, kurtosis, prints.numpy())
 
 
 def fingerprints(part: Tensor, weights: Tensor | None = None) -> Tensor:
