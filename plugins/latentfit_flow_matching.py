@@ -14,6 +14,8 @@ from torch.utils.checkpoint import checkpoint
 
 from latentfit.plugin import (
     ConvField,
+    DeepField,
+    GaussianField,
     GaussianMixture,
     Interval,
     OptionError,
@@ -29,6 +31,9 @@ from latentfit.plugin import (
 __all__ = ["FlowMatching", "VelocityField"]
 
 _Count = Annotated[int, Interval(1)]
+_FEW = (
+    16  # columns up to which a mixture's Gaussians describe the rows well enough to start from them
+)
 _EXACT = 64  # columns up to which the divergence is
 _PATHS = 2  # to each row of a minibatch
 _VALUES = 1 << 18  # in the largest intermediate of a chunk: it should stay in the cache
@@ -36,9 +41,7 @@ _STEP = (
     1 << 22
 )  # values of the convolutional field's channels in a training step, for memory's sake
 _PART = 1 << 22  # the same where no gradient is kept
-_DENSE = (
-    1024  # columns up to which the mixture, D * D numbers for each component, is worth its size
-)
+_DENSE = 1024  # columns up to which D * D numbers, of a mixture or of principal axes, are worth their size
 
 
 class FlowMatching(Sampler):
@@ -73,15 +76,16 @@ class FlowMatching(Sampler):
     def __init__(
         self,
         *,
-        hidden: _Count = 192,
+        hidden: _Count | None = None,
         blocks: Annotated[int, Interval(0)] = 3,
         components: _Count | None = None,
-        steps: _Count = 3000,
-        learning_rate: Annotated[float, Interval(0, open_low=True)] = 8e-3,
+        steps: _Count | None = None,
+        learning_rate: Annotated[float, Interval(0, open_low=True)] | None = None,
         solver_steps: _Count = 6,
         probes: _Count = 16,
         network: Literal["auto", "mlp", "conv"] = "auto",
         channels: _Count = 64,
+        precision: Literal["float32", "bfloat16"] = "float32",
     ) -> None:
         super().__init__()
         self.hidden = hidden
@@ -93,27 +97,30 @@ class FlowMatching(Sampler):
         self.probes = probes
         self.network = network
         self.channels = channels
+        self.precision = precision
 
     def build(self, dim: int, n: int) -> None:
-        """Create the distribution that paths start from, and the field, which is zero at first.
+        """Create the distribution that paths start from, and the field, which adds nothing at first.
 
         Raises:
-            OptionError: A convolutional field for rows that are no images.
+            OptionError: A convolutional field for rows that are no images, or from a mixture.
         """
         self.noise: GaussianMixture | StandardNormal = StandardNormal(dim)
-        if dim <= _DENSE:
-            most = mixture_size(n, dim, most=min(200, math.isqrt(n)))
-            components = min(n, self.components or most)
-            self.noise = GaussianMixture(dim, components, self.context_dim)
-        self.field: VelocityField | ConvField
+        self.field: VelocityField | DeepField | ConvField
         if self._is_convolutional():
             assert self.layout is not None
             colours, height, width = self.layout
-            self.field = ConvField(
-                (colours, height, width), self.context_dim, self.channels, self.blocks
-            )
+            shape = (colours, height, width)
+            self.field = ConvField(shape, self.context_dim, self.channels, self.blocks)
+        elif dim <= _FEW or self.components:
+            most = mixture_size(n, dim, most=min(200, math.isqrt(n)))
+            components = min(n, self.components or most)
+            self.noise = GaussianMixture(dim, components, self.context_dim)
+            self.field = VelocityField(dim, self.context_dim, self.hidden or 192, self.blocks)
         else:
-            self.field = VelocityField(dim, self.context_dim, self.hidden, self.blocks)
+            self.field = DeepField(
+                dim, self.context_dim, self.hidden or 512, self.blocks, rotate=dim <= _DENSE
+            )
 
     def _is_convolutional(self) -> bool:
         positions = 1 if self.layout is None else math.prod(self.layout[1:])
@@ -123,9 +130,15 @@ class FlowMatching(Sampler):
                 f"{'flat rows' if self.layout is None else self.layout}. Choose network='mlp', or, for "
                 "spatial latents, transform='standardize'."
             )
-        return self.network == "conv" or (
-            self.network == "auto" and positions >= self.least_positions
+        convolutional = self.network == "conv" or (
+            self.network == "auto" and positions >= self.least_positions and not self.components
         )
+        if convolutional and self.components:
+            raise OptionError(
+                f"Expected no components for network='conv', whose paths start from normal noise; got "
+                f"{self.components}. Leave one of the two out."
+            )
+        return convolutional
 
     def fit(self, rows: Tensor | Rows, held_out: Tensor, run: Run) -> None:
         """Fit the mixture by EM, then the field by least squares."""
@@ -133,9 +146,14 @@ class FlowMatching(Sampler):
         if isinstance(self.noise, GaussianMixture):
             mixed = self._fit_mixture(self.noise, some, context, held_out, run)
             run.facts["components"] = mixed
-        run.facts["network"] = "conv" if isinstance(self.field, ConvField) else "mlp"
-        run.facts["trace"] = "exact" if rows.shape[1] <= _EXACT else "hutchinson"
+        kinds = {VelocityField: "mlp", DeepField: "deep mlp", ConvField: "conv"}
+        run.facts["network"] = kinds[type(self.field)]
+        run.facts["trace"] = "exact" if self._is_exact() else "hutchinson"
         self.field.start(some)
+        steps, learning_rate = 3000, 8e-3
+        if isinstance(self.field, GaussianField):
+            steps, learning_rate = 6000, 3e-3
+            self.field.halve = self.precision == "bfloat16"
         if isinstance(self.field, ConvField):  # its values at all positions are many
             fits = max(16, _STEP // self.field.width // _PATHS)
             run = replace(run, batch_size=min(run.batch_size, fits))
@@ -156,8 +174,8 @@ class FlowMatching(Sampler):
             marked,
             mark(held_out, run.held_out_context),
             run,
-            steps=self.steps,
-            learning_rate=self.learning_rate,
+            steps=self.steps or steps,
+            learning_rate=self.learning_rate or learning_rate,
             ema=0.999,
         )
 
@@ -182,7 +200,7 @@ class FlowMatching(Sampler):
         for i in range(self.solver_steps):
             velocity = self.field(noise, i * step, context)
             noise = self._advance(noise, i * step, step, velocity, context)
-        return noise
+        return self.field.leave(noise)
 
     def to_base(self, rows: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Carry rows (n, D) back to the mixture: (n, D) and the log absolute determinant (n,)."""
@@ -192,9 +210,10 @@ class FlowMatching(Sampler):
         again = torch.is_grad_enabled() and rows.requires_grad
         saving = partial(checkpoint, self._back, use_reentrant=False, preserve_rng_state=False)
         back: Callable[..., Any] = saving if again else self._back
-        parts = [back(part, own, directions) for part, own in _paired(rows, context, size)]
+        places, constant = self.field.enter(rows)
+        parts = [back(part, own, directions) for part, own in _paired(places, context, size)]
         noise, log_determinant = zip(*parts, strict=True)
-        return torch.cat(noise), torch.cat(log_determinant)
+        return torch.cat(noise), torch.cat(log_determinant) + constant
 
     def _back(self, x: Tensor, context: Tensor | None, directions: Tensor) -> tuple[Tensor, Tensor]:
         """Integrate from t = 1 to 0, and the divergence along the way by Simpson's rule."""
@@ -225,13 +244,16 @@ class FlowMatching(Sampler):
         end: Tensor = x + step / 6 * (first + 2 * (second + third) + fourth)
         return end
 
+    def _is_exact(self) -> bool:
+        return self.noise.dim <= (_FEW if isinstance(self.field, GaussianField) else _EXACT)
+
     def _directions(self, rows: Tensor) -> Tensor:
         """Vectors whose mean outer product is the identity, or is expected to be.
 
         (S, P, D): P of them in each of the S places on a path where the divergence is taken.
         """
         dim, places = rows.shape[1], 2 * self.solver_steps + 1
-        if dim <= _EXACT:
+        if self._is_exact():
             units = math.sqrt(dim) * torch.eye(dim, dtype=rows.dtype, device=rows.device)
             return units.expand(places, -1, -1)
         # Others in each place, so that their errors average out; the same for all rows and in all calls.
@@ -259,8 +281,9 @@ class FlowMatching(Sampler):
             # A random time in each of n equal intervals: less noise than n independent ones.
             t = torch.rand(len(ends), 1, generator=generator, device=batch.device)
             t = (t + torch.arange(len(ends), device=batch.device)[:, None]) / len(ends)
-            velocity: Tensor = self.field(torch.lerp(starts, ends, t), t, context)
-            return (velocity - (ends - starts)).square().mean()
+            if isinstance(self.field, GaussianField):  # more of the times at which rows take shape
+                t = torch.special.ndtri(t.clamp(1e-4, 1 - 1e-4)).sigmoid()
+            return self.field.error(starts, ends, t, context).square().mean()
 
         return loss
 

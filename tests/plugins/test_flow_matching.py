@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import latentfit_flow_matching
 from latentfit import LatentSampler, fit_latent_sampler, load_sampler
-from latentfit.plugin import Run
+from latentfit.plugin import Field, Run
 from latentfit_flow_matching import FlowMatching, VelocityField
 
 SMALL: dict[str, Any] = {"hidden": 32, "blocks": 1, "steps": 300, "learning_rate": 1e-2}
@@ -61,7 +61,7 @@ def fitted(ring: Tensor) -> LatentSampler:
 # --- the solver, on fields that are known ---
 
 
-class GaussianField(nn.Module):
+class GaussianField(Field):
     """What flow matching converges to between N(0, I) and N(mean, diag(deviation^2))."""
 
     width = 16
@@ -85,7 +85,7 @@ class GaussianField(nn.Module):
         return self(x, t), divergence.expand(len(x))
 
 
-class LinearField(nn.Module):
+class LinearField(Field):
     """v(x, t) = x A'."""
 
     width = 16
@@ -141,7 +141,7 @@ def test_the_solver_is_of_fourth_order() -> None:
     assert (ratio < 25).all()
 
 
-class SineField(nn.Module):
+class SineField(Field):
     """v(x, t) = sin x, whose divergence changes along a path."""
 
     width = 16
