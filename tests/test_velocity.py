@@ -168,7 +168,7 @@ def test_time_and_context_matter_to_the_deep_field(dim: int, context_dim: int) -
 def test_before_training_it_is_the_gaussian_of_the_rows() -> None:
     rows = normal(3000, 20) @ (normal(20, 20, seed=1) * torch.logspace(-2, 1, 20)) + 5
     rows = rows.double()
-    plugin = build(None, dim=20).double().requires_grad_(False)
+    plugin = build(None, dim=20, hidden=16).double().requires_grad_(False)
     assert isinstance(plugin.field, DeepField)
     plugin.field.start(rows)
     expected = torch.distributions.MultivariateNormal(rows.mean(0), rows.T.cov(correction=0))
