@@ -236,10 +236,15 @@ def test_estimated_densities_come_near_the_exact_ones(monkeypatch: pytest.Monkey
     assert 0 < mean_error[1] < 0.2 * mean_error[0]  # 1 / sqrt(250) = 0.06 is expected
 
 
-@pytest.mark.parametrize("dim, trace", [(64, "exact"), (65, "hutchinson")])
-def test_a_fit_says_how_the_trace_is_taken(dim: int, trace: str) -> None:
+@pytest.mark.parametrize(
+    "dim, components, trace",
+    [(16, None, "exact"), (17, None, "hutchinson"), (64, 1, "exact"), (65, 1, "hutchinson")],
+)
+def test_a_fit_says_how_the_trace_is_taken(dim: int, components: int | None, trace: str) -> None:
     x = normal(2 * dim, dim)
-    sampler = fit_latent_sampler(None, x, method="flow-matching", hidden=8, steps=2)
+    sampler = fit_latent_sampler(
+        None, x, method="flow-matching", hidden=8, steps=2, components=components
+    )
     assert sampler.info["fit"]["trace"] == trace
     assert sampler.log_prob(normal(5, dim)).isfinite().all()
 
