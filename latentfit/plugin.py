@@ -31,18 +31,22 @@ an encoder, an image or a file::
 
 from latentfit.adversarial import train_adversarially
 from latentfit.errors import DataError, DivergenceError, OptionError
+from latentfit.gaussian_field import ConvField, DeepField, GaussianField
 from latentfit.mixture import GaussianMixture, mixture_size
 from latentfit.options import Interval
 from latentfit.rows import Rows
 from latentfit.sampler_base import FlowSampler, Sampler, StandardNormal
 from latentfit.training import ParameterAverage, Run, minibatches, train
-from latentfit.velocity import ConvField, VelocityField
+from latentfit.velocity import Field, VelocityField
 
 __all__ = [
     "ConvField",
     "DataError",
+    "DeepField",
     "DivergenceError",
+    "Field",
     "FlowSampler",
+    "GaussianField",
     "GaussianMixture",
     "Interval",
     "OptionError",

@@ -1,4 +1,4 @@
-"""Flow matching: a velocity field that carries a Gaussian mixture to the rows."""
+"""Flow matching: a velocity field that carries a Gaussian mixture, or normal noise, to the rows."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from torch.utils.checkpoint import checkpoint
 
 from latentfit.plugin import (
     ConvField,
+    DeepField,
+    GaussianField,
     GaussianMixture,
     Interval,
     OptionError,
@@ -29,38 +31,47 @@ from latentfit.plugin import (
 __all__ = ["FlowMatching", "VelocityField"]
 
 _Count = Annotated[int, Interval(1)]
+_FEW = 16  # columns up to which a mixture describes the rows well enough to start from it
 _EXACT = 64  # columns up to which the divergence is
 _PATHS = 2  # to each row of a minibatch
 _VALUES = 1 << 18  # in the largest intermediate of a chunk: it should stay in the cache
-_STEP = (
-    1 << 22
-)  # values of the convolutional field's channels in a training step, for memory's sake
+_STEP = 1 << 22  # values of the convolution's channels in a training step, for memory's sake
 _PART = 1 << 22  # the same where no gradient is kept
-_DENSE = (
-    1024  # columns up to which the mixture, D * D numbers for each component, is worth its size
-)
+_DENSE = 1024  # columns up to which the D * D numbers of principal axes are worth their size
 
 
 class FlowMatching(Sampler):
-    """Flow matching on straight paths from a Gaussian mixture to the rows.
+    """Flow matching on straight paths from a Gaussian mixture, or from normal noise, to the rows.
 
     A network learns the mean velocity of straight paths (Lipman et al., 2022, arXiv:2210.02747; Liu et al.,
-    2022, arXiv:2209.03003) from a mixture that EM has fitted to the rows. Each row is assigned to one of the
-    components, drawn from its posterior, and its paths start from that component only: they are short, and
-    still they start from the mixture as a whole.
+    2022, arXiv:2209.03003). Up to 16 columns they start from a mixture that EM has fitted to the rows: each
+    row is assigned to one of the components, drawn from its posterior, and its paths start from that
+    component only; they are short, and still they start from the mixture as a whole. Beyond, a mixture helps
+    no more. Paths start from normal noise, the velocity is a deeper network's correction to the flow to one
+    Gaussian, which is known, and times near the middle of the paths are trained on more often (Esser et al.,
+    2024, arXiv:2403.03206).
 
-    The density is the mixture's and the integral of the field's divergence along the path (Chen et al.,
-    2018, arXiv:1806.07366), exact but for the solver's steps. The divergence is exact up to 64 columns, and
-    beyond estimated with random signs, always the same ones (Grathwohl et al., 2018, arXiv:1810.01367).
+    The density is that of what paths start from and the integral of the field's divergence along them (Chen
+    et al., 2018, arXiv:1806.07366), exact but for the solver's steps. The divergence is exact up to 16
+    columns, from a mixture up to 64, and beyond estimated with random signs, always the same ones (Grathwohl
+    et al., 2018, arXiv:1810.01367).
 
     Args:
-        hidden: Width of the field's residual network.
-        blocks: Its residual blocks, after one input layer.
-        components: The mixture's size; None chooses it by held-out likelihood, at most 200.
-        steps: Optimiser steps at most; a held-out loss that no longer falls stops earlier.
-        learning_rate: The highest of the cosine schedule.
-        solver_steps: Runge-Kutta steps from the mixture to the rows, and back for the density.
-        probes: Vectors of random signs in each estimate of the divergence, beyond 64 columns.
+        hidden: Width of the network without convolutions; None means 192 from a mixture, and else 512.
+        blocks: Its residual blocks, after one input layer; of a convolutional one those of each level.
+        components: The size of the mixture, then at any number of columns; None chooses it by held-out
+            likelihood, at most 200, up to 16 columns, and none beyond.
+        steps: Optimiser steps at most; a held-out loss that no longer falls stops earlier. None means 3,000
+            from a mixture, 6,000 of a convolutional network, and else some 200 passes through the rows, at
+            least 3,000 and at most 20,000.
+        learning_rate: The highest of the cosine schedule; None means 8e-3 from a mixture, and else 3e-3.
+        solver_steps: Runge-Kutta steps from noise to the rows, and back for the density.
+        probes: Vectors of random signs in each estimate of the divergence.
+        network: "mlp", or "conv" for spatial latents in their own order (not rotated); "auto" takes "conv"
+            for those of more than 16 positions.
+        channels: Those of the convolutional network at its finest level.
+        precision: What training multiplies in; "auto" takes "bfloat16" where no mixture is started from and
+            the device is fast at it. Sampling and density are in float32.
     """
 
     has_density: ClassVar[bool] = True
@@ -73,15 +84,16 @@ class FlowMatching(Sampler):
     def __init__(
         self,
         *,
-        hidden: _Count = 192,
+        hidden: _Count | None = None,
         blocks: Annotated[int, Interval(0)] = 3,
         components: _Count | None = None,
-        steps: _Count = 3000,
-        learning_rate: Annotated[float, Interval(0, open_low=True)] = 8e-3,
+        steps: _Count | None = None,
+        learning_rate: Annotated[float, Interval(0, open_low=True)] | None = None,
         solver_steps: _Count = 6,
         probes: _Count = 16,
         network: Literal["auto", "mlp", "conv"] = "auto",
         channels: _Count = 64,
+        precision: Literal["auto", "float32", "bfloat16"] = "auto",
     ) -> None:
         super().__init__()
         self.hidden = hidden
@@ -93,27 +105,30 @@ class FlowMatching(Sampler):
         self.probes = probes
         self.network = network
         self.channels = channels
+        self.precision = precision
 
     def build(self, dim: int, n: int) -> None:
-        """Create the distribution that paths start from, and the field, which is zero at first.
+        """Create the distribution that paths start from, and the field, which adds nothing at first.
 
         Raises:
-            OptionError: A convolutional field for rows that are no images.
+            OptionError: A convolutional field for rows that are no images, or from a mixture.
         """
         self.noise: GaussianMixture | StandardNormal = StandardNormal(dim)
-        if dim <= _DENSE:
-            most = mixture_size(n, dim, most=min(200, math.isqrt(n)))
-            components = min(n, self.components or most)
-            self.noise = GaussianMixture(dim, components, self.context_dim)
-        self.field: VelocityField | ConvField
+        self.field: VelocityField | DeepField | ConvField
         if self._is_convolutional():
             assert self.layout is not None
             colours, height, width = self.layout
-            self.field = ConvField(
-                (colours, height, width), self.context_dim, self.channels, self.blocks
-            )
+            shape = (colours, height, width)
+            self.field = ConvField(shape, self.context_dim, self.channels, self.blocks)
+        elif dim <= _FEW or self.components:
+            most = mixture_size(n, dim, most=min(200, math.isqrt(n)))
+            components = min(n, self.components or most)
+            self.noise = GaussianMixture(dim, components, self.context_dim)
+            self.field = VelocityField(dim, self.context_dim, self.hidden or 192, self.blocks)
         else:
-            self.field = VelocityField(dim, self.context_dim, self.hidden, self.blocks)
+            self.field = DeepField(
+                dim, self.context_dim, self.hidden or 512, self.blocks, rotate=dim <= _DENSE
+            )
 
     def _is_convolutional(self) -> bool:
         positions = 1 if self.layout is None else math.prod(self.layout[1:])
@@ -123,9 +138,15 @@ class FlowMatching(Sampler):
                 f"{'flat rows' if self.layout is None else self.layout}. Choose network='mlp', or, for "
                 "spatial latents, transform='standardize'."
             )
-        return self.network == "conv" or (
-            self.network == "auto" and positions >= self.least_positions
+        convolutional = self.network == "conv" or (
+            self.network == "auto" and positions >= self.least_positions and not self.components
         )
+        if convolutional and self.components:
+            raise OptionError(
+                f"Expected no components for network='conv', whose paths start from normal noise; got "
+                f"{self.components}. Leave one of the two out."
+            )
+        return convolutional
 
     def fit(self, rows: Tensor | Rows, held_out: Tensor, run: Run) -> None:
         """Fit the mixture by EM, then the field by least squares."""
@@ -133,9 +154,18 @@ class FlowMatching(Sampler):
         if isinstance(self.noise, GaussianMixture):
             mixed = self._fit_mixture(self.noise, some, context, held_out, run)
             run.facts["components"] = mixed
-        run.facts["network"] = "conv" if isinstance(self.field, ConvField) else "mlp"
-        run.facts["trace"] = "exact" if rows.shape[1] <= _EXACT else "hutchinson"
+        kinds = {VelocityField: "mlp", DeepField: "deep mlp", ConvField: "conv"}
+        run.facts["network"] = kinds[type(self.field)]
+        run.facts["trace"] = "exact" if self._is_exact() else "hutchinson"
         self.field.start(some)
+        steps, learning_rate = 3000, 8e-3
+        if isinstance(self.field, GaussianField):
+            passes = 200 * rows.shape[0] // run.batch_size
+            conv = isinstance(self.field, ConvField)
+            steps, learning_rate = 6000 if conv else min(20_000, max(3000, passes)), 3e-3
+            fast = _is_fast_at_bfloat16(some.device)
+            self.field.halve = fast if self.precision == "auto" else self.precision == "bfloat16"
+            run.facts["precision"] = "bfloat16" if self.field.halve else "float32"
         if isinstance(self.field, ConvField):  # its values at all positions are many
             fits = max(16, _STEP // self.field.width // _PATHS)
             run = replace(run, batch_size=min(run.batch_size, fits))
@@ -156,8 +186,11 @@ class FlowMatching(Sampler):
             marked,
             mark(held_out, run.held_out_context),
             run,
-            steps=self.steps,
-            learning_rate=self.learning_rate,
+            steps=self.steps or steps,
+            learning_rate=self.learning_rate or learning_rate,
+            patience=max(
+                10, (self.steps or steps) // 500
+            ),  # a fifth of evaluations every 100 steps
             ema=0.999,
         )
 
@@ -171,10 +204,9 @@ class FlowMatching(Sampler):
         return self.noise.log_prob(noise, context) + log_determinant
 
     def from_base(self, noise: Tensor, context: Tensor | None = None) -> Tensor:
-        """Carry the mixture's samples (n, D) along the field to rows (n, D)."""
-        size = (
-            max(16, _PART // self.field.width) if isinstance(self.field, ConvField) else len(noise)
-        )
+        """Carry noise (n, D), of the mixture or normal, along the field to rows (n, D)."""
+        conv = isinstance(self.field, ConvField)
+        size = max(16, _PART // self.field.width) if conv else len(noise)
         if len(noise) > size:
             parts = [self.from_base(*pair) for pair in _paired(noise, context, size)]
             return torch.cat(parts)
@@ -182,19 +214,20 @@ class FlowMatching(Sampler):
         for i in range(self.solver_steps):
             velocity = self.field(noise, i * step, context)
             noise = self._advance(noise, i * step, step, velocity, context)
-        return noise
+        return self.field.leave(noise)
 
     def to_base(self, rows: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Carry rows (n, D) back to the mixture: (n, D) and the log absolute determinant (n,)."""
+        """Carry rows (n, D) back to noise: (n, D) and the log absolute determinant (n,)."""
         directions = self._directions(rows)
         # Parts that stay in the cache; under a gradient each is computed twice, for memory's sake.
         size = max(16, _VALUES // (directions.shape[1] * self.field.width))
         again = torch.is_grad_enabled() and rows.requires_grad
         saving = partial(checkpoint, self._back, use_reentrant=False, preserve_rng_state=False)
         back: Callable[..., Any] = saving if again else self._back
-        parts = [back(part, own, directions) for part, own in _paired(rows, context, size)]
+        places, constant = self.field.enter(rows)
+        parts = [back(part, own, directions) for part, own in _paired(places, context, size)]
         noise, log_determinant = zip(*parts, strict=True)
-        return torch.cat(noise), torch.cat(log_determinant)
+        return torch.cat(noise), torch.cat(log_determinant) + constant
 
     def _back(self, x: Tensor, context: Tensor | None, directions: Tensor) -> tuple[Tensor, Tensor]:
         """Integrate from t = 1 to 0, and the divergence along the way by Simpson's rule."""
@@ -225,13 +258,16 @@ class FlowMatching(Sampler):
         end: Tensor = x + step / 6 * (first + 2 * (second + third) + fourth)
         return end
 
+    def _is_exact(self) -> bool:
+        return self.noise.dim <= (_FEW if isinstance(self.field, GaussianField) else _EXACT)
+
     def _directions(self, rows: Tensor) -> Tensor:
         """Vectors whose mean outer product is the identity, or is expected to be.
 
         (S, P, D): P of them in each of the S places on a path where the divergence is taken.
         """
         dim, places = rows.shape[1], 2 * self.solver_steps + 1
-        if dim <= _EXACT:
+        if self._is_exact():
             units = math.sqrt(dim) * torch.eye(dim, dtype=rows.dtype, device=rows.device)
             return units.expand(places, -1, -1)
         # Others in each place, so that their errors average out; the same for all rows and in all calls.
@@ -259,8 +295,9 @@ class FlowMatching(Sampler):
             # A random time in each of n equal intervals: less noise than n independent ones.
             t = torch.rand(len(ends), 1, generator=generator, device=batch.device)
             t = (t + torch.arange(len(ends), device=batch.device)[:, None]) / len(ends)
-            velocity: Tensor = self.field(torch.lerp(starts, ends, t), t, context)
-            return (velocity - (ends - starts)).square().mean()
+            if isinstance(self.field, GaussianField):  # more of the times at which rows take shape
+                t = torch.special.ndtri(t.clamp(1e-4, 1 - 1e-4)).sigmoid()
+            return self.field.error(starts, ends, t, context).square().mean()
 
         return loss
 
@@ -336,6 +373,14 @@ class FlowMatching(Sampler):
             counts = counts.view(-1, k)  # (C, K)
             shares = (counts + 1e-3 * weights) / (counts.sum(1, keepdim=True) + 1e-3)
             mixture.gate.copy_((shares / weights).log())
+
+
+def _is_fast_at_bfloat16(device: torch.device) -> bool:
+    """Tell whether products of bfloat16 take a fraction of the time of those of float32."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    has_tiles: Callable[[], bool] = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    return device.type == "cpu" and has_tiles()
 
 
 def _paired(

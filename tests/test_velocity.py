@@ -1,12 +1,13 @@
-"""The convolutional velocity field against autograd, and flow matching of spatial latents with it."""
+"""Velocity fields about a Gaussian's flow against closed forms and autograd, and flow matching with them."""
 
+import math
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from latentfit.plugin import ConvField, OptionError, Run
+from latentfit.plugin import ConvField, DeepField, GaussianField, OptionError, Run
 from latentfit_flow_matching import FlowMatching
 
 
@@ -30,13 +31,24 @@ def random_field(
     return field.double().requires_grad_(False)
 
 
-def build(layout: tuple[int, ...] | None, **options: Any) -> FlowMatching:
+def random_deep_field(dim: int, context_dim: int = 0, *, rotate: bool = True) -> DeepField:
+    """A field that is not zero, about a Gaussian that is not standard, in float64."""
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        field = DeepField(dim, context_dim, 16, 2, rotate=rotate)
+        for parameter in field.parameters():
+            nn.init.normal_(parameter, std=0.3)
+    field = field.double()
+    field.start(normal(400, dim).double() @ normal(dim, dim, seed=1).double() + 1)
+    return field.requires_grad_(False)
+
+
+def build(layout: tuple[int, ...] | None, *, dim: int = 8, **options: Any) -> FlowMatching:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         plugin = FlowMatching(**options)
         plugin.layout = layout
-        dim = 8 if layout is None else int(torch.tensor(layout).prod())
-        plugin.build(dim, 1000)
+        plugin.build(dim if layout is None else math.prod(layout), 1000)
     return plugin
 
 
@@ -62,6 +74,7 @@ def test_any_layout_gives_a_velocity_for_each_row(
 
 def test_a_new_field_is_zero() -> None:
     assert (ConvField((2, 8, 8), 0, 8, 1)(normal(3, 128), 0.5) == 0).all()
+    assert (DeepField(20, 0, 8, 1)(normal(3, 20), 0.5) == 0).all()
 
 
 @pytest.mark.parametrize(
@@ -89,8 +102,12 @@ def test_time_context_and_position_matter() -> None:
 
 
 @pytest.mark.parametrize("context_dim", [0, 2])
-def test_the_divergence_is_the_trace_of_the_jacobian(context_dim: int) -> None:
-    field = random_field((2, 2, 3), context_dim)
+@pytest.mark.parametrize("kind", ["conv", "deep"])
+def test_the_divergence_is_the_trace_of_the_jacobian(kind: str, context_dim: int) -> None:
+    conv = kind == "conv"
+    field: GaussianField = (
+        random_field((2, 2, 3), context_dim) if conv else random_deep_field(12, context_dim)
+    )
     x = normal(4, 12).double()
     context = normal(4, context_dim, seed=1).double() if context_dim else None
     units = 12**0.5 * torch.eye(12, dtype=torch.float64)
@@ -105,10 +122,109 @@ def test_the_divergence_is_the_trace_of_the_jacobian(context_dim: int) -> None:
 
         jacobian: Any = torch.autograd.functional.jacobian(alone, x[i])
         torch.testing.assert_close(divergence[i], jacobian.trace())
-        assert abs(float(jacobian.trace())) > 1e-2
+        assert abs(float(jacobian.trace())) > 1e-3
 
 
-# --- flow matching with it ---
+@pytest.mark.parametrize("rotate", [True, False])
+def test_the_error_is_that_of_the_velocity_in_the_rows_own_units(rotate: bool) -> None:
+    field, starts = random_deep_field(5, rotate=rotate), normal(7, 5).double()
+    rows, t = normal(7, 5, seed=2).double(), torch.linspace(0.05, 0.95, 7).double()[:, None]
+    ends = rows - field.mean
+    if rotate:
+        ends = ends @ field.axes
+        torch.testing.assert_close(field.axes @ field.axes.T, torch.eye(5).double())
+    deviation, x = ((1 - t) ** 2 + t**2 * field.variance).sqrt(), torch.lerp(starts, ends, t)
+    growth = (t * field.variance - (1 - t)) / deviation  # the deviation's derivative
+    place = x / deviation
+    velocity = growth * place + deviation * field(place, t)
+    torch.testing.assert_close(field.error(starts, rows, t, None), velocity - (ends - starts))
+    assert (velocity - growth * place).abs().max() > 1e-2
+
+
+def test_places_and_rows_turn_into_each_other() -> None:
+    field, rows = random_deep_field(4), normal(6, 4, seed=3).double()
+    places, constant = field.enter(rows)
+    torch.testing.assert_close(field.leave(places), rows)
+    jacobian: Any = torch.autograd.functional.jacobian(
+        lambda z: field.enter(z[None])[0][0], rows[0]
+    )
+    torch.testing.assert_close(constant, jacobian.slogdet()[1])
+
+
+@pytest.mark.parametrize("dim, context_dim", [(3, 0), (3, 2)])
+def test_time_and_context_matter_to_the_deep_field(dim: int, context_dim: int) -> None:
+    field, x = random_deep_field(dim, context_dim), normal(4, dim).double()
+    context = normal(4, context_dim, seed=1).double() if context_dim else None
+    given = [field.network(x, torch.full((4, 1), t).double(), context) for t in (0.2, 0.7)]
+    assert (given[0] - given[1]).abs().amax(1).min() > 1e-3
+    if context is not None:
+        other = field.network(x, torch.full((4, 1), 0.2).double(), context + 1)
+        assert (given[0] - other).abs().amax(1).min() > 1e-3
+
+
+# --- flow matching with them ---
+
+
+def test_before_training_it_is_the_gaussian_of_the_rows() -> None:
+    rows = normal(3000, 20) @ (normal(20, 20, seed=1) * torch.logspace(-2, 1, 20)) + 5
+    rows = rows.double()
+    plugin = build(None, dim=20, hidden=16).double().requires_grad_(False)
+    assert isinstance(plugin.field, DeepField)
+    plugin.field.start(rows)
+    expected = torch.distributions.MultivariateNormal(rows.mean(0), rows.T.cov(correction=0))
+    torch.testing.assert_close(plugin.log_prob(rows[:50]), expected.log_prob(rows[:50]))
+    drawn = plugin.from_base(normal(20_000, 20, seed=2).double())
+    scale, centred = expected.scale_tril, (drawn - expected.mean).double().T
+    whitened = torch.linalg.solve_triangular(scale, centred, upper=False)
+    torch.testing.assert_close(whitened.cov(), torch.eye(20).double(), rtol=0, atol=0.06)
+
+
+def test_many_columns_start_from_noise_unless_a_mixture_is_asked_for() -> None:
+    assert isinstance(build(None, dim=17).field, DeepField)
+    for plugin in (build(None, dim=16), build(None, dim=17, components=3)):
+        assert not isinstance(plugin.field, GaussianField)
+    with pytest.raises(OptionError, match="Leave one of the two out"):
+        build((2, 8, 8), network="conv", components=2)
+
+
+def test_a_deep_field_learns_clusters_in_many_columns() -> None:
+    centres = 3 * normal(4, 24, seed=5)
+    rows = centres[torch.arange(3000) % 4] + 0.3 * normal(3000, 24)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        plugin = FlowMatching(hidden=64, blocks=2, steps=400)
+        plugin.build(24, 2700)
+        run = Run(seeded(0), batch_size=256)
+        plugin.fit(rows[:2700], rows[2700:], run)
+    assert (run.facts["network"], run.facts["trace"]) == ("deep mlp", "hutchinson")
+    drawn = plugin.requires_grad_(False).sample(1000, seeded(1))
+    distance, nearest = torch.cdist(drawn, centres).min(1)
+    assert (nearest.bincount(minlength=4) > 180).all()
+    # A row's own is 0.3 * sqrt(24) = 1.5; between two centres it would be more than 9.
+    assert (distance < 3).double().mean() > 0.9
+    fresh = centres[torch.arange(400) % 4] + 0.3 * normal(400, 24, seed=9)
+    clusters = torch.distributions.Independent(torch.distributions.Normal(centres, 0.3), 1)
+    equal = torch.distributions.Categorical(torch.ones(4))
+    true = torch.distributions.MixtureSameFamily(equal, clusters).log_prob(fresh).mean()
+    one = torch.distributions.MultivariateNormal(rows.mean(0), rows.T.cov()).log_prob(fresh).mean()
+    scored = plugin.log_prob(fresh).mean()
+    assert one + 0.5 * (true - one) < scored < true + 0.5
+
+
+@pytest.mark.parametrize("shape", [None, (2, 4, 4)])
+def test_training_in_bfloat16_comes_near(shape: tuple[int, int, int] | None) -> None:
+    rows = smooth_fields(400, (2, 4, 4), seed=0)
+    options: dict[str, Any] = {"hidden": 32, "channels": 8, "blocks": 1, "steps": 60}
+    losses = {}
+    for precision in ("float32", "bfloat16"):
+        network = "conv" if shape else "mlp"
+        plugin = build(shape, dim=32, network=network, precision=precision, **options)
+        run = Run(seeded(0), batch_size=64)
+        plugin.fit(rows[:350], rows[350:], run)
+        losses[precision] = run.history["validation_loss"]
+        assert all(parameter.dtype == torch.float32 for parameter in plugin.parameters())
+    assert losses["float32"] != losses["bfloat16"]
+    assert losses["bfloat16"][-1] == pytest.approx(losses["float32"][-1], rel=0.02)
 
 
 def test_the_network_follows_the_layout() -> None:
@@ -141,12 +257,10 @@ def test_a_fit_learns_the_covariance_of_fields_from_normal_noise() -> None:
     rows = smooth_fields(6000, layout, seed=0)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        plugin = FlowMatching(channels=16, blocks=1, steps=300, components=1)
+        plugin = FlowMatching(channels=16, blocks=1, steps=300)
         plugin.layout = layout
         plugin.build(128, 5500)
         run = Run(seeded(0), batch_size=128)
-        # One Gaussian as the start would have the covariance already.
-        plugin._fit_mixture = lambda *a: 1  # type: ignore[method-assign]
         plugin.fit(rows[:5500], rows[5500:], run)
     assert run.facts["network"] == "conv"
     drawn = plugin.requires_grad_(False).sample(2000, seeded(1))
@@ -171,8 +285,8 @@ def test_a_latent_diffusion_latent_fits_in_bounded_memory() -> None:
 
 
 def test_a_state_carries_over_and_parts_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    plugin = small((2, 4, 4), components=2, solver_steps=2)
-    again = build((2, 4, 4), network="conv", channels=8, blocks=1, components=2, solver_steps=2)
+    plugin = small((2, 4, 4), solver_steps=2)
+    again = build((2, 4, 4), network="conv", channels=8, blocks=1, solver_steps=2)
     again.load_state_dict(plugin.state_dict())
     whole = plugin.sample(40, seeded(0))
     torch.testing.assert_close(again.sample(40, seeded(0)), whole)
@@ -181,7 +295,7 @@ def test_a_state_carries_over_and_parts_change_nothing(monkeypatch: pytest.Monke
 
 
 def test_densities_are_differentiable_and_undo_the_samples() -> None:
-    plugin = build((2, 2, 2), network="conv", channels=8, blocks=1, components=1, solver_steps=6)
+    plugin = build((2, 2, 2), network="conv", channels=8, blocks=1, solver_steps=6)
     field: Any = plugin.field
     for parameter in field.parameters():
         nn.init.normal_(parameter, std=0.2, generator=seeded(0))
@@ -213,7 +327,7 @@ def test_conditions_reach_the_field(kind: Any) -> None:
     context = (
         nn.functional.one_hot(label).float() if kind == "classes" else 2.0 * label[:, None] - 1
     )
-    plugin = FlowMatching(network="conv", channels=8, blocks=1, steps=200, components=2)
+    plugin = FlowMatching(network="conv", channels=8, blocks=1, steps=200)
     plugin.layout, plugin.context_dim, plugin.context_kind = (1, 4, 4), context.shape[1], kind
     with torch.random.fork_rng():
         torch.manual_seed(0)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import latentfit_flow_matching
 from latentfit import LatentSampler, fit_latent_sampler, load_sampler
-from latentfit.plugin import Run
+from latentfit.plugin import Field, Run
 from latentfit_flow_matching import FlowMatching, VelocityField
 
 SMALL: dict[str, Any] = {"hidden": 32, "blocks": 1, "steps": 300, "learning_rate": 1e-2}
@@ -61,7 +61,7 @@ def fitted(ring: Tensor) -> LatentSampler:
 # --- the solver, on fields that are known ---
 
 
-class GaussianField(nn.Module):
+class GaussianField(Field):
     """What flow matching converges to between N(0, I) and N(mean, diag(deviation^2))."""
 
     width = 16
@@ -85,7 +85,7 @@ class GaussianField(nn.Module):
         return self(x, t), divergence.expand(len(x))
 
 
-class LinearField(nn.Module):
+class LinearField(Field):
     """v(x, t) = x A'."""
 
     width = 16
@@ -141,7 +141,7 @@ def test_the_solver_is_of_fourth_order() -> None:
     assert (ratio < 25).all()
 
 
-class SineField(nn.Module):
+class SineField(Field):
     """v(x, t) = sin x, whose divergence changes along a path."""
 
     width = 16
@@ -236,10 +236,15 @@ def test_estimated_densities_come_near_the_exact_ones(monkeypatch: pytest.Monkey
     assert 0 < mean_error[1] < 0.2 * mean_error[0]  # 1 / sqrt(250) = 0.06 is expected
 
 
-@pytest.mark.parametrize("dim, trace", [(64, "exact"), (65, "hutchinson")])
-def test_a_fit_says_how_the_trace_is_taken(dim: int, trace: str) -> None:
+@pytest.mark.parametrize(
+    "dim, components, trace",
+    [(16, None, "exact"), (17, None, "hutchinson"), (64, 1, "exact"), (65, 1, "hutchinson")],
+)
+def test_a_fit_says_how_the_trace_is_taken(dim: int, components: int | None, trace: str) -> None:
     x = normal(2 * dim, dim)
-    sampler = fit_latent_sampler(None, x, method="flow-matching", hidden=8, steps=2)
+    sampler = fit_latent_sampler(
+        None, x, method="flow-matching", hidden=8, steps=2, components=components
+    )
     assert sampler.info["fit"]["trace"] == trace
     assert sampler.log_prob(normal(5, dim)).isfinite().all()
 
