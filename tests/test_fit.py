@@ -211,7 +211,7 @@ def test_rows_that_a_sampler_sees_are_standardised_float32(
         seen.append(torch.cat((rows, held_out)))
 
     monkeypatch.setattr(load_sampler_class(method), "fit", record)
-    fit(method, X.double().view(120, 3, 1) * 1e6 + 1e8)
+    fit(method, X.double().view(120, 3, 1) * 1e6 + 1e8, transform="standardize")
     assert seen[0].dtype == torch.float32
     assert seen[0].shape == (120, 3)
     torch.testing.assert_close(seen[0].mean(0), torch.zeros(3), atol=1e-5, rtol=0)

@@ -128,9 +128,13 @@ def test_public_names():
         "gaussian_moments",
     ]
     assert sorted(latentfit.plugin.__all__) == [
+        "ConvField",
         "DataError",
+        "DeepField",
         "DivergenceError",
+        "Field",
         "FlowSampler",
+        "GaussianField",
         "GaussianMixture",
         "Interval",
         "OptionError",
@@ -138,6 +142,8 @@ def test_public_names():
         "Rows",
         "Run",
         "Sampler",
+        "StandardNormal",
+        "VelocityField",
         "minibatches",
         "mixture_size",
         "train",

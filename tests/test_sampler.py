@@ -426,7 +426,8 @@ def test_its_description_tells_all_at_a_glance(method: Method) -> None:
     sampler = fit(method, torch.randn(100, 2, 2), decoder=nn.Flatten(), seed=5)
     text = repr(sampler)
     told = [repr(method[0]), "shape=(2, 2)", "dtype=float32", "device='cpu'", "decoder=yes"]
-    told += [f"has_density={sampler.has_density}", "transform='standardize'"]
+    suits = load_sampler_class(method[0]).preferred_transform
+    told += [f"has_density={sampler.has_density}", f"transform={suits!r}"]
     told += ["fitted on 90 latents + 10 held out"]
     told += [f"{name}={value!r}" for name, value in sampler.options.items()]
     for part in told:
@@ -445,7 +446,7 @@ def test_its_info_is_complete_and_json(method: Method) -> None:
         "n": 90,
         "n_validation": 10,
         "seed": 5,
-        "transform": "standardize",
+        "transform": load_sampler_class(method[0]).preferred_transform,
         "constant_dimensions": [],
         "parameters": sum(p.numel() for p in sampler._plugin.parameters()),
     }

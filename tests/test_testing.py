@@ -288,7 +288,8 @@ class MisreadsLayout(Mutant):
     def build(self, dim: int, n: int) -> None:
         if self.layout is not None:
             height, width, channels = self.layout
-            assert height == width > channels
+            if not height == width > channels:
+                raise TypeError(f"Expected (H, W, C); got {self.layout}.")
         super().build(dim, n)
 
 
