@@ -47,9 +47,11 @@ class GaussianField(Field):
         self.register_buffer("mean", torch.zeros(dim))
         self.register_buffer("variance", torch.ones(dim))
         self.register_buffer("axes", torch.eye(dim) if rotate else torch.zeros(0))
+        self.register_buffer("guidance", torch.zeros(()))  # of velocities; training does not see it
         self.mean: Tensor
         self.variance: Tensor
         self.axes: Tensor  # in its columns
+        self.guidance: Tensor
 
     @abstractmethod
     def network(self, x: Tensor, t: Tensor, context: Tensor | None) -> Tensor:
@@ -74,7 +76,7 @@ class GaussianField(Field):
     def forward(self, x: Tensor, t: Tensor | float, context: Tensor | None = None) -> Tensor:
         """Velocities (n, D) at places x (n, D) and times t, one for all or (n, 1), in contexts (n, C)."""
         times = torch.as_tensor(t, dtype=x.dtype, device=x.device).expand(len(x), 1)
-        return self._rate(times) * self.network(x, times, context)
+        return (1 + self.guidance) * self._rate(times) * self.network(x, times, context)
 
     def with_divergence(
         self, x: Tensor, t: float, context: Tensor | None, directions: Tensor

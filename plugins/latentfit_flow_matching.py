@@ -37,6 +37,8 @@ _PATHS = 2  # to each row of a minibatch
 _VALUES = 1 << 18  # in the largest intermediate of a chunk: it should stay in the cache
 _STEP = 1 << 22  # values of the convolution's channels in a training step, for memory's sake
 _PART = 1 << 22  # the same where no gradient is kept
+_GUIDANCE = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)  # to choose from,
+_JUDGES = 4096  # by so many held-out rows at most
 _DENSE = 1024  # columns up to which the D * D numbers of principal axes are worth their size
 
 
@@ -62,8 +64,8 @@ class FlowMatching(Sampler):
         components: The size of the mixture, then at any number of columns; None chooses it by held-out
             likelihood, at most 200, up to 16 columns, and none beyond.
         steps: Optimiser steps at most; a held-out loss that no longer falls stops earlier. None means 3,000
-            from a mixture, 6,000 of a convolutional network, and else some 200 passes through the rows, at
-            least 3,000 and at most 20,000.
+            from a mixture, 6,000 of a convolutional network, and else some 100 passes through the rows, at
+            least 3,000 and at most 12,000.
         learning_rate: The highest of the cosine schedule; None means 8e-3 from a mixture, and else 3e-3.
         solver_steps: Runge-Kutta steps from noise to the rows, and back for the density.
         probes: Vectors of random signs in each estimate of the divergence.
@@ -72,6 +74,9 @@ class FlowMatching(Sampler):
         channels: Those of the convolutional network at its finest level.
         precision: What training multiplies in; "auto" takes "bfloat16" where no mixture is started from and
             the device is fast at it. Sampling and density are in float32.
+        guidance: How much more than it has learnt the network adds to the flow to one Gaussian (autoguidance,
+            Karras et al., 2024, arXiv:2406.02507): samples get sharper, and rows less likely. None takes that
+            with which samples come nearest to held-out rows, at most 0.5, and 0 with convolutions.
     """
 
     has_density: ClassVar[bool] = True
@@ -94,6 +99,7 @@ class FlowMatching(Sampler):
         network: Literal["auto", "mlp", "conv"] = "auto",
         channels: _Count = 64,
         precision: Literal["auto", "float32", "bfloat16"] = "auto",
+        guidance: Annotated[float, Interval(0)] | None = None,
     ) -> None:
         super().__init__()
         self.hidden = hidden
@@ -106,6 +112,7 @@ class FlowMatching(Sampler):
         self.network = network
         self.channels = channels
         self.precision = precision
+        self.guidance = guidance
 
     def build(self, dim: int, n: int) -> None:
         """Create the distribution that paths start from, and the field, which adds nothing at first.
@@ -160,9 +167,9 @@ class FlowMatching(Sampler):
         self.field.start(some)
         steps, learning_rate = 3000, 8e-3
         if isinstance(self.field, GaussianField):
-            passes = 200 * rows.shape[0] // run.batch_size
+            passes = 100 * rows.shape[0] // run.batch_size
             conv = isinstance(self.field, ConvField)
-            steps, learning_rate = 6000 if conv else min(20_000, max(3000, passes)), 3e-3
+            steps, learning_rate = 6000 if conv else min(12_000, max(3000, passes)), 3e-3
             fast = _is_fast_at_bfloat16(some.device)
             self.field.halve = fast if self.precision == "auto" else self.precision == "bfloat16"
             run.facts["precision"] = "bfloat16" if self.field.halve else "float32"
@@ -193,6 +200,29 @@ class FlowMatching(Sampler):
             ),  # a fifth of evaluations every 100 steps
             ema=0.999,
         )
+        if isinstance(self.field, GaussianField):
+            self._guide(self.field, held_out, run)
+
+    @torch.no_grad()
+    def _guide(self, field: GaussianField, held_out: Tensor, run: Run) -> None:
+        """Set the guidance: that with which samples come nearest to held-out rows.
+
+        The mean distance of a held-out row to the nearest of as many samples grows where samples are missing,
+        as well as where they lie between the rows.
+        """
+        chosen = self.guidance or 0.0
+        if self.guidance is None and isinstance(field, DeepField) and len(held_out):
+            rows, context = held_out[:_JUDGES], run.held_out_context
+            context = None if context is None else context[:_JUDGES]
+            noise = self.noise.sample(len(rows), run.generator)
+            nearest = []
+            for guidance in _GUIDANCE:
+                field.guidance.fill_(guidance)
+                samples = self.from_base(noise, context)
+                nearest.append(float(torch.cdist(rows, samples).amin(1).mean()))
+            chosen = _GUIDANCE[nearest.index(min(nearest))]
+        field.guidance.fill_(chosen)
+        run.facts["guidance"] = chosen
 
     def sample(self, n: int, generator: torch.Generator, context: Tensor | None = None) -> Tensor:
         """Draw n rows, (n, D)."""
