@@ -1,8 +1,8 @@
 """The plugin API: all that the author of a sampler imports.
 
 A sampler is a class derived from :class:`Sampler` (or from :class:`FlowSampler`, if it is a flow) and
-registered under the entry-point group ``latentfit.samplers``. It sees centred and scaled float32 rows, never an
-encoder, an image or a file::
+registered under the entry-point group ``latentfit.samplers``. It sees centred and scaled float32 rows, never
+an encoder, an image or a file::
 
     class Gaussian(Sampler):
         has_density = True

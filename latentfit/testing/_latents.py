@@ -9,7 +9,7 @@ import torch
 from latentfit.choosing import TRANSFORMS
 from latentfit.loading import build_plugin
 from latentfit.testing import _data
-from latentfit.testing._check import expect
+from latentfit.testing._check import Violation, expect
 from latentfit.testing._lab import Lab
 
 __all__ = ["suitable_latents_are_declared"]
@@ -35,7 +35,13 @@ def suitable_latents_are_declared(lab: Lab) -> None:
 def _expect_images_are_fitted(lab: Lab) -> None:
     name = lab.cls.__name__
     images = torch.randn(120, *_SHAPE, generator=_data.generator(31))
-    sampler = lab.fit_as_user(images, transform="auto", max_seconds=0.5)
+    try:
+        sampler = lab.fit_as_user(images, transform="auto", max_seconds=0.5)
+    except Exception as error:
+        raise Violation(
+            f"Expected {name}, which is spatial, to be fitted to images of shape {_SHAPE}; got "
+            f"{type(error).__name__}: {error}"
+        ) from error
     plugin = sampler._plugin
     expect(
         plugin.layout == _SHAPE,
