@@ -10,7 +10,7 @@ import torch
 from latentfit.choosing import TRANSFORMS
 from latentfit.loading import build_plugin
 from latentfit.testing import _data
-from latentfit.testing._check import expect
+from latentfit.testing._check import Violation, expect
 from latentfit.testing._lab import Lab
 
 __all__ = ["suitable_latents_are_declared"]
@@ -36,7 +36,13 @@ def _expect_images_are_fitted(lab: Lab) -> None:
     side = max(4, 2 * math.ceil(lab.cls.least_positions**0.5 / 2))
     shape = (2, side, side)
     images = torch.randn(120, *shape, generator=_data.generator(31))
-    sampler = lab.fit_as_user(images, transform="auto", max_seconds=0.5)
+    try:
+        sampler = lab.fit_as_user(images, transform="auto", max_seconds=0.5)
+    except Exception as error:
+        raise Violation(
+            f"Expected {name}, which is spatial, to be fitted to images of shape {shape}; got "
+            f"{type(error).__name__}: {error}"
+        ) from error
     plugin = sampler._plugin
     expect(
         plugin.layout == shape,
