@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from latentfit.plugin import ConvField, DeepField, GaussianField, OptionError, Run
 from latentfit_flow_matching import FlowMatching
 
-
 CENTRE = 0.8  # in each column, of the one of two clusters; the other's is its negative
 
 
