@@ -38,7 +38,10 @@ AUTOENCODERS = ("spatial", "flat")
 TRANSFORMS = ("auto", "scale", "standardize", "whiten", "none")
 BASELINES = ("Real", "Reconstruction", "Resample")
 # Methods with other options than their defaults, by the name of their row.
-VARIANTS: dict[str, dict[str, Any]] = {}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "flow-matching, long": {"method": "flow-matching", "steps": 20_000},
+    "flow-matching, unguided": {"method": "flow-matching", "guidance": 0.0},
+}
 SAMPLES = 10_000
 SCORED = 2_000  # held-out latents in the NLL
 SHOWN = 64
@@ -127,6 +130,7 @@ class Study:
             **options,
         )
         measured: dict[str, Any] = {
+            "max_seconds": self.arguments.max_seconds,
             "fit_seconds": time.perf_counter() - wall,
             "fit_processor_seconds": time.process_time() - processor,
         }
@@ -211,6 +215,8 @@ def table(results: dict[str, Any]) -> str:
             cells.append("" if row.get("nll") is None else f"{row['nll']:.2f}")
             for key in ("fit_seconds", "fit_processor_seconds", "sample_seconds"):
                 cells.append("" if row.get(key) is None else f"{row[key]:.1f}")
+            if row.get("max_seconds") and row["fit_seconds"] > 0.95 * row["max_seconds"]:
+                cells[-3] += " (limit)"
             parts.append("| " + " | ".join(cells) + " |\n")
     versions = ", ".join(f"{name} {number}" for name, number in results["versions"].items())
     machine = results["machine"]

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from latentfit.plugin import ConvField, DeepField, GaussianField, OptionError, Run
 from latentfit_flow_matching import FlowMatching
 
+CENTRE = 0.8  # in each column, of the one of two clusters; the other's is its negative
+
 
 def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
@@ -162,7 +164,59 @@ def test_time_and_context_matter_to_the_deep_field(dim: int, context_dim: int) -
         assert (given[0] - other).abs().amax(1).min() > 1e-3
 
 
+def test_guidance_multiplies_what_the_network_adds() -> None:
+    field, x = random_deep_field(6), normal(4, 6).double()
+    units = 6**0.5 * torch.eye(6, dtype=torch.float64)
+    plain = field.with_divergence(x, 0.4, None, units)
+    error = field.error(x, x + 1, torch.full((4, 1), 0.4).double(), None)
+    field.guidance.fill_(0.5)
+    guided = field.with_divergence(x, 0.4, None, units)
+    torch.testing.assert_close(guided[0], 1.5 * plain[0])
+    torch.testing.assert_close(guided[1], 1.5 * plain[1])
+    torch.testing.assert_close(field(x, 0.4), guided[0])
+    again = field.error(x, x + 1, torch.full((4, 1), 0.4).double(), None)
+    assert torch.equal(again, error)  # training does not see it
+
+
 # --- flow matching with them ---
+
+
+@pytest.mark.parametrize("held_out, given, used", [(0, None, 0.0), (90, 0.7, 0.7), (90, 0.0, 0.0)])
+def test_guidance_is_as_given_and_needs_held_out_rows(
+    held_out: int, given: float | None, used: float
+) -> None:
+    plugin = build(None, dim=20, guidance=given, hidden=8, blocks=1, steps=3)
+    run = Run(seeded(0), batch_size=64)
+    plugin.fit(normal(200, 20), normal(held_out, 20, seed=1), run)
+    assert run.facts["guidance"] == pytest.approx(used)
+    again = build(None, dim=20, hidden=8, blocks=1)
+    again.load_state_dict(plugin.state_dict())
+    field: Any = again.field
+    assert float(field.guidance) == pytest.approx(used)
+
+
+@pytest.mark.parametrize("slope, least, most", [(0.8, 0.2, 0.3), (1.0, 0.0, 0.0), (1.3, 0.0, 0.0)])
+def test_guidance_makes_up_for_what_was_not_learnt(slope: float, least: float, most: float) -> None:
+    """Two clusters, the flow to which a field knows in closed form, but for a factor."""
+
+    class Known(DeepField):
+        def network(self, x: Tensor, t: Tensor, context: Tensor | None) -> Tensor:
+            d = self._spread(t)
+            place, noise = x * d.sqrt(), (1 - t) ** 2 + t**2 * (1 - CENTRE**2)
+            log_odds = (place @ torch.ones(x.shape[1], 1)) * 2 * t * CENTRE / noise
+            mean = CENTRE * (log_odds / 2).tanh()  # the cluster's centre, as far as the place tells
+            inner = (1 - CENTRE**2) * t / noise * (place - t * mean) + mean  # E[row | place]
+            velocity = (inner - place) / (1 - t).clamp_min(1e-3)
+            known = (t - (1 - t)) / d * place
+            return slope * (velocity - known) * d.sqrt()
+
+    signs = 2.0 * (torch.arange(1000) % 2)[:, None] - 1
+    rows = CENTRE * signs + math.sqrt(1 - CENTRE**2) * normal(1000, 20)
+    plugin = build(None, dim=20)
+    plugin.field = field = Known(20, 0, 8, 1, rotate=False)
+    run = Run(seeded(0))
+    plugin._guide(field, rows[:500], rows[500:], run)
+    assert least - 1e-6 <= run.facts["guidance"] <= most + 1e-6
 
 
 def test_before_training_it_is_the_gaussian_of_the_rows() -> None:
