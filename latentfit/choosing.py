@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -107,11 +108,32 @@ def fit_transform(
     preferred = TRANSFORMS[cls.preferred_transform]()
     if preferred.needs_covariance and moments.covariance is None:
         preferred = Standardize()
-    if cls.has_density and moments.covariance is not None and not preferred.needs_covariance:
-        whitened = Whiten().fit(moments)
-        if whitened.dim < int(moments.varies.sum()):
-            return whitened.name, whitened
-    return preferred.name, preferred.fit(moments)
+    rank = None if moments.covariance is None else _rank(moments)
+    dependent = rank is not None and rank < int(moments.varies.sum())
+    if cls.has_density and dependent and not preferred.needs_covariance:
+        preferred = Whiten()
+    fitted = preferred.fit(moments)
+    if (
+        rank is not None and fitted.dim < rank
+    ):  # scales so far apart that one would drown in another
+        fitted = Standardize().fit(moments)
+    return fitted.name, fitted
+
+
+def _rank(moments: Moments) -> int:
+    """The number of directions that vary, with each dimension in units of its own deviation."""
+    assert moments.covariance is not None
+    unit = moments.variance.sqrt()
+    unit = torch.where(moments.varies & (unit > 0), unit, torch.ones_like(unit))
+    scaled = replace(
+        moments,
+        mean=moments.mean / unit,
+        variance=moments.variance / unit.square(),
+        low=moments.low / unit,
+        high=moments.high / unit,
+        covariance=moments.covariance / unit / unit[:, None],
+    )
+    return Whiten().fit(scaled).dim
 
 
 def saved_transform(name: str, given: Transform | None) -> Transform:

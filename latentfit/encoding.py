@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from latentfit.batches import Batches, input_of, labels_of
-from latentfit.errors import DataError, NonFiniteError
+from latentfit.errors import DataError, LatentfitError, NonFiniteError
 from latentfit.models import Model
 from latentfit.parallel import SOLO, Workers
 from latentfit.progress import Bar
@@ -106,8 +106,18 @@ class Encoding:
             EncoderOutputError: The encoder returned no single tensor with a row for each input.
         """
         if self.encoder is not None:
-            with torch.inference_mode():
-                batch = self.encoder(batch)
+            given = f"{tuple(batch.shape)} {batch.dtype}"
+            try:
+                with torch.inference_mode():
+                    batch = self.encoder(batch)
+            except LatentfitError:
+                raise
+            except Exception as error:
+                error.add_note(
+                    f"while the encoder was given batch {index}, {given}: does it take inputs of this "
+                    "shape and dtype (x.float() for whole numbers)?"
+                )
+                raise
         if batch.ndim == 0:
             raise DataError(f"Expected batches of shape (n, ...); got a scalar {batch.dtype}.")
         if batch.is_complex():

@@ -24,6 +24,8 @@ __all__ = ["fingerprint", "globals_read"]
 
 _CHUNK = 1 << 26  # bytes that leave a tensor's device at once
 _BOUND = types.MethodType | types.BuiltinFunctionType | types.MethodWrapperType
+_OWN = {*vars(nn.Module()), "training"}  # attributes that torch gives every module
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks")
 _ADDRESS = re.compile(r"0x[0-9a-fA-F]+")
 
 
@@ -32,8 +34,9 @@ def fingerprint(*parts: Any) -> str:
 
     What counts, by kind:
 
-    - nn.Module: its class's name; its text, which tells the layers and their settings; and the name, shape,
-      dtype and bytes of each parameter and buffer, wherever it lies.
+    - nn.Module: its class's name; its text, which tells the layers and their settings; the name, shape, dtype
+      and bytes of each parameter and buffer, wherever it lies; of each submodule the attributes that are
+      numbers, texts, tensors or arrays, or tuples of them; and its forward hooks.
     - A function: its name, bytecode and constants; what it closes over and its defaults; and the globals that
       it reads, functions of its own module among them. (A newer Python may compile it otherwise.)
     - Other objects: the class's name, and the state that pickle would keep: for scikit-learn the parameters
@@ -121,6 +124,14 @@ class _Walk:
                 self._put(kind, name)
                 self._add_tensor(tensor)
 
+        for name, part in module.named_modules():
+            for key, value in sorted(vars(part).items()):
+                if key not in _OWN and _is_plain(value):
+                    self._put("attribute", f"{name}.{key}")
+                    self.add(value)
+                elif key in _HOOKS:
+                    self._add_all(value.values())
+
     def _add_tensor(self, tensor: Tensor) -> None:
         tensor = tensor.detach()
         self._put("tensor", f"{tuple(tensor.shape)} {tensor.dtype}")
@@ -143,6 +154,15 @@ class _Walk:
         """Hash a tagged text; its length keeps two neighbours apart."""
         data = content if isinstance(content, bytes) else content.encode()
         self.hash.update(f"{tag}:{len(data)}:".encode() + data)
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a module's attribute is a setting; lists, dicts and objects are often logs and caches."""
+    if isinstance(value, tuple):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(
+        value, bool | int | float | complex | str | Tensor | np.ndarray | torch.dtype
+    )
 
 
 def globals_read(code: types.CodeType) -> Iterator[str]:

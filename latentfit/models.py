@@ -57,6 +57,11 @@ class Model:
         tensor = self._first_tensor()
         return None if tensor is None else tensor.device
 
+    @property
+    def draws(self) -> bool:
+        """Whether what it returns is drawn at random, as ``output="sample"`` says."""
+        return isinstance(self._output, str) and self._output == "sample"
+
     def fingerprint(self) -> str:
         """Hash what it computes with to 64 hexadecimal digits, alike in each process.
 

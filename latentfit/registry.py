@@ -19,12 +19,15 @@ from dataclasses import dataclass, replace
 from importlib.metadata import Distribution, EntryPoint, distributions
 from typing import TYPE_CHECKING, Any, NoReturn
 
+import torch
+
 from latentfit.errors import (
     DuplicatePluginError,
     PluginLoadError,
     PluginVersionError,
     UnknownPluginError,
 )
+from latentfit.randomness import isolated_rng
 
 if TYPE_CHECKING:
     import click
@@ -105,7 +108,8 @@ def load_sampler_class(name: str) -> type[Sampler]:
     from latentfit.sampler_base import Sampler
 
     plugin = _select(_SAMPLERS, "sampler", name)
-    loaded = plugin.load()
+    with isolated_rng(0, torch.device("cpu")):  # a library may draw while it is imported
+        loaded = plugin.load()
     if not (isinstance(loaded, type) and issubclass(loaded, Sampler)):
         plugin.refuse(f"expected a subclass of latentfit.plugin.Sampler; got {loaded!r}")
     if inspect.isabstract(loaded):

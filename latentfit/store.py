@@ -17,13 +17,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from latentfit.errors import FileFormatError
+from latentfit.errors import DataError, FileFormatError
 from latentfit.moments import Moments, measure
 from latentfit.persistence import atomic_path
 
 __all__ = [
     "INDEX",
     "MOMENTS",
+    "STORE_FORMAT",
     "STORE_VERSION",
     "LatentStore",
     "Shard",
@@ -32,6 +33,7 @@ __all__ = [
 ]
 
 INDEX = "index.json"
+STORE_FORMAT = "latentfit latents"
 STORE_VERSION = 1
 MOMENTS = "moments.safetensors"
 _MOMENTS = ("mean", "variance", "low", "high")
@@ -116,13 +118,20 @@ class LatentStore:
         r"""Read latents (stop - start, \*shape), which may lie in several files.
 
         Raises:
+            DataError: There are no such latents.
             FileFormatError: A file is missing, damaged, or another than the index tells.
         """
+        if not 0 <= start <= stop <= len(self):
+            raise DataError(
+                f"Expected 0 <= start <= stop <= {len(self)}; got start={start}, stop={stop}."
+            )
         parts = [self._read("latents", i, low, high) for i, low, high in self._pieces(start, stop)]
         return torch.cat(parts) if parts else torch.zeros(0, *self.shape, dtype=self.dtype)
 
     def parts(self, rows: int | None = None) -> Iterator[Tensor]:
         r"""Read all latents in order, (n, \*shape) at a time; None means a file at a time."""
+        if rows is not None and rows < 1:
+            raise DataError(f"Expected rows as a whole number >= 1 or None; got {rows}.")
         if rows is None:
             for i in range(len(self.shards)):
                 yield self._read("latents", i, 0, self.shards[i].rows)
@@ -138,7 +147,17 @@ class LatentStore:
 
         Returns:
             Latents (n, \*shape).
+
+        Raises:
+            DataError: There are no such latents, or they are not in order.
+            FileFormatError: A file is missing, damaged, or another than the index tells.
         """
+        index = torch.as_tensor(index).long()
+        inside = index.ndim == 1 and bool(((index >= 0) & (index < len(self))).all())
+        if not inside or bool((index.diff() < 0).any()):
+            raise DataError(
+                f"Expected an ascending index (n,) of numbers from 0 to {len(self) - 1}; got {index}."
+            )
         taken = torch.empty(len(index), *self.shape, dtype=self.dtype)
         edges = torch.searchsorted(index, torch.tensor(self._starts)).tolist()
         for i, (low, high) in enumerate(itertools.pairwise(edges)):
@@ -283,7 +302,7 @@ def _read_index(folder: Path) -> dict[str, Any]:
         ) from None
     except (OSError, ValueError, RecursionError) as error:
         raise FileFormatError(f"{path}: expected the index of a store; {error}.") from error
-    if not isinstance(index, dict) or index.get("format") != "latentfit latents":
+    if not isinstance(index, dict) or index.get("format") != STORE_FORMAT:
         raise FileFormatError(
             f"{path}: expected the index of a store of latents; got another file."
         )

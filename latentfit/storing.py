@@ -20,7 +20,7 @@ from torch import Tensor
 from latentfit._version import __version__
 from latentfit.batches import Batches, input_of, labels_of
 from latentfit.encoding import Encoding, check_finite, device_of, joined
-from latentfit.errors import DataError, OptionError
+from latentfit.errors import DataError, FileFormatError, OptionError
 from latentfit.models import Model
 from latentfit.parallel import SOLO, Workers
 from latentfit.persistence import atomic_path
@@ -29,6 +29,7 @@ from latentfit.randomness import isolated_rng, reseed
 from latentfit.store import (
     INDEX,
     MOMENTS,
+    STORE_FORMAT,
     STORE_VERSION,
     LatentStore,
     Shard,
@@ -81,11 +82,13 @@ def fill_store(
     """
     batches = Batches(dataset, batch_size)
     batches.check_order("store=")
-    folder, device = Path(path), device_of(encoder, dataset)
+    folder, device = _folder_of(path), device_of(encoder, dataset)
     fingerprint = "latents" if encoder is None else encoder.fingerprint()
+    if encoder is not None and encoder.draws:
+        fingerprint += f" drawn by seed {seed}"
     with _locked(folder) if workers.is_first else nullcontext():
         if workers.is_first:
-            _check_folder(folder)
+            _clear(folder)
         workers.wait()
         filling = _Filling(folder, fingerprint, Encoding(encoder), labels)
         each = max(1, SHARD_ROWS // batches.size)
@@ -228,13 +231,18 @@ def _digest(inputs: Tensor, labels: Tensor | None) -> str:
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Hold the folder's lock; the system gives it back if this process dies."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except FileExistsError:
-        raise OptionError(f"Expected store as a folder; {str(folder)!r} is a file.") from None
     lock = FileLock(folder / _LOCK)
     try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _check_folder(folder)  # before a lock is left in another's folder
         lock.acquire(timeout=0.5)
+    except (FileExistsError, NotADirectoryError):
+        raise OptionError(f"Expected store as a folder; {str(folder)!r} is a file.") from None
+    except PermissionError as error:
+        raise OptionError(
+            f"Expected store as a folder that can be written; {str(folder)!r}: {error.strerror}. A finished "
+            "store can be read as a dataset: fit_latent_sampler(None, LatentStore(path))."
+        ) from error
     except Timeout:
         with Bar("waiting for another process that fills the store", None) as bar:
             bar.show(0, None)
@@ -245,14 +253,38 @@ def _locked(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _check_folder(folder: Path) -> None:
-    """Refuse a folder with other people's files, and clear away what killed writers have left."""
-    others = []
-    for name in sorted(os.listdir(folder)):
-        if name.startswith(".") and name.endswith(".tmp") and _OWN.fullmatch(name):
+def _folder_of(path: Any) -> Path:
+    if not isinstance(path, str | os.PathLike) or str(path) in ("", ".") or "\0" in str(path):
+        raise OptionError(f"Expected store as the path of a folder of its own; got {path!r}.")
+    return Path(path)
+
+
+def _clear(folder: Path) -> None:
+    """Remove what killed writers have left."""
+    for name in os.listdir(folder):
+        if name.endswith(".tmp") and _OWN.fullmatch(name):
             (folder / name).unlink()
-        elif name not in (INDEX, MOMENTS, _LOCK) and not _OWN.fullmatch(name):
-            others.append(name)
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse a folder with other people's files, or with a store that a newer latentfit has made."""
+    names = sorted(os.listdir(folder))
+    others = [n for n in names if n not in (INDEX, MOMENTS, _LOCK) and not _OWN.fullmatch(n)]
+    index = folder / INDEX
+    if index.is_file():
+        try:
+            found = json.loads(index.read_bytes())
+            known = found["format"] == STORE_FORMAT
+            version = found["format_version"] if known else STORE_VERSION
+        except (ValueError, TypeError, KeyError):  # damaged, or somebody else's
+            known, version = any(_OWN.fullmatch(name) for name in names), STORE_VERSION
+        if not known:
+            others.append(INDEX)
+        if version != STORE_VERSION:
+            raise FileFormatError(
+                f"{index}: expected format version {STORE_VERSION}; got {version!r}. Upgrade latentfit, or "
+                "take another folder."
+            )
     if others:
         raise OptionError(
             f"Expected store as an empty folder or a store of latents; {str(folder)!r} holds "
@@ -274,7 +306,7 @@ def _write_index(folder: Path, fingerprint: str, entries: list[dict[str, Any]]) 
             )
     shards = [Shard(entry["file"], entry["rows"], entry["sha256"]) for entry in entries]
     index = {
-        "format": "latentfit latents",
+        "format": STORE_FORMAT,
         "format_version": STORE_VERSION,
         "latentfit": __version__,
         "encoder": fingerprint,

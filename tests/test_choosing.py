@@ -180,6 +180,14 @@ def test_the_density_is_over_the_subspace_that_the_latents_span(
     assert sampler.log_prob(torch.cat((x, x + 0.01), 1)).isneginf().all()
 
 
+@pytest.mark.parametrize("method", ["gaussian", "flow-matching"])
+def test_auto_loses_no_dimension_to_the_scale_of_another(method: str) -> None:
+    x = normal(400, 4) * torch.tensor([1.0, 1.0, 1.0, 1e8])
+    options = {} if method == "gaussian" else {"steps": 5}
+    sampler = fit_latent_sampler(None, x, method=method, **options)
+    assert (sampler.info["transform"], sampler.info["kept_dimensions"]) == ("standardize", 4)
+
+
 NASTY = {
     "heavy tails": torch.empty(600, 4).cauchy_(generator=torch.Generator().manual_seed(0)),
     "huge outliers": torch.cat((normal(600, 4), torch.full((2, 4), 1e12))),

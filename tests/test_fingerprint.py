@@ -86,10 +86,12 @@ class Network(nn.Module):
         self.linear = nn.Linear(6, 4)
         self.norm = nn.BatchNorm1d(4)
         self.register_buffer("offset", torch.zeros(2, 2), persistent=False)
-        self.calls = 0
+        self.calls: list[int] = []
+        self.gain: Any = 1.0
+        self.mode = "mean"
 
     def forward(self, x: Tensor) -> Tensor:
-        self.calls += 1
+        self.calls.append(1)
         result: Tensor = self.norm(self.linear(x))
         return result
 
@@ -124,6 +126,10 @@ CHANGES: dict[str, Callable[[Network], Any]] = {
     "a shape": lambda m: setattr(m, "offset", m.offset.view(4)),
     "zero's sign": lambda m: m.offset.neg_(),
     "a setting without a tensor": lambda m: setattr(m.norm, "eps", 0.1),
+    "an attribute": lambda m: setattr(m, "gain", 2.0),
+    "a text": lambda m: setattr(m, "mode", "max"),
+    "a tensor that is no buffer": lambda m: setattr(m, "gain", torch.ones(1)),
+    "a hook": lambda m: m.linear.register_forward_hook(lambda _, __, y: 2 * y),
     "a name": lambda m: setattr(m, "other", m._modules.pop("linear")),
 }
 

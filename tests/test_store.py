@@ -89,6 +89,18 @@ def test_a_store_holds_every_kind_of_dataset_once_and_in_order(kind: str, tmp_pa
     assert sum(shard.rows for shard in store.shards) == N
 
 
+def test_what_is_not_there_is_not_read(tmp_path: Path) -> None:
+    store = fill(tmp_path / "store", None, X)
+    for wrong in ((-1, 5), (0, N + 1), (5, 4)):
+        with pytest.raises(DataError, match=f"<= {N}"):
+            store.read(*wrong)
+    for index in ([N], [-1], [5, 2], [[1]]):
+        with pytest.raises(DataError, match="ascending index"):
+            store.take(torch.tensor(index))
+    with pytest.raises(DataError, match="rows"):
+        next(store.parts(0))
+
+
 def test_reading_parts_agrees_with_indexing(tmp_path: Path) -> None:
     store = fill(tmp_path / "store", None, X, batch_size=300)
     for start, stop in ((0, 0), (0, 1), (5, 4000), (4090, 4100), (0, N), (N - 1, N)):
@@ -248,6 +260,39 @@ def test_other_peoples_folders_are_left_alone(tmp_path: Path) -> None:
     assert [path.name for path in files(tmp_path)] == ["thesis.tex"]
     with pytest.raises(OptionError, match="is a file"):
         fill(tmp_path / "thesis.tex", Counting())
+    (tmp_path / "web").mkdir()
+    (tmp_path / "web" / "index.json").write_text('{"my": "data"}')
+    with pytest.raises(OptionError, match=r"index\.json"):
+        fill(tmp_path / "web", Counting())
+    assert [path.name for path in (tmp_path / "web").iterdir()] == ["index.json"]
+    assert not (tmp_path / ".lock").exists()
+
+
+@pytest.mark.parametrize("wrong", [3, "", None, True, ["x"], "a\0b"])
+def test_a_path_that_is_none_is_refused(wrong: Any) -> None:
+    with pytest.raises(OptionError, match="store"):
+        fill_store(wrong, None, X, batch_size=8)
+
+
+def test_a_store_of_a_newer_format_is_not_replaced(tmp_path: Path) -> None:
+    fill(tmp_path / "store", Counting())
+    path = tmp_path / "store" / "index.json"
+    newer = json.dumps(json.loads(path.read_text()) | {"format_version": 99})
+    path.write_text(newer)
+    with pytest.raises(FileFormatError, match="Upgrade"):
+        fill(tmp_path / "store", Counting(), X[:100])
+    assert path.read_text() == newer
+
+
+def test_a_seed_of_what_is_drawn_counts(tmp_path: Path) -> None:
+    def pair(x: Tensor) -> tuple[Tensor, Tensor]:
+        return x, torch.zeros_like(x)
+
+    model = encoder_of(pair, output="sample")
+    path = tmp_path / "store"
+    drawn = [whole(fill_store(path, model, X, batch_size=512, seed=seed)) for seed in (0, 0, 1)]
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
 
 
 def test_an_empty_dataset_is_an_error(tmp_path: Path) -> None:
@@ -276,11 +321,11 @@ KILLED = """
         def __init__(self):
             super().__init__()
             self.weight = nn.Parameter(torch.eye(4))
-            self.left = int(sys.argv[2])
+            self.calls = {"left": int(sys.argv[2])}  # no setting: a dict is not looked into
         def forward(self, x):
-            if self.left == 0:
+            if self.calls["left"] == 0:
                 os.kill(os.getpid(), signal.SIGKILL)
-            self.left -= 1
+            self.calls["left"] -= 1
             with open(sys.argv[3], "a") as log:
                 log.write(f"{len(x)}\\n")
             return x @ self.weight

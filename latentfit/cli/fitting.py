@@ -76,7 +76,8 @@ Examples:
 @click.option(
     "--condition",
     metavar="FILE",
-    help="A label for each latent to condition on: whole numbers are classes, floats vectors.",
+    help="A label for each latent to condition on: whole numbers are classes, floats vectors; or 'labels', "
+    "those of the store or the dataset.",
 )
 @click.option("--out", required=True, metavar="FILE", help="The .safetensors file to write.")
 @click.option(
@@ -117,11 +118,13 @@ def fit(
     from latentfit.arrays import check_folder, read_array
     from latentfit.options import parse_option_strings
 
-    check_folder(out, latents, data, condition)
+    check_folder(out, latents, data, None if condition == "labels" else condition)
     options = parse_option_strings(option_class(method), texts)
     encoder = None if encoder_name is None else import_object(encoder_name, "--encoder")
     dataset = read_latents(latents) if latents is not None else read_dataset(data or "")
-    labels = None if condition is None else read_array(condition)
+    labels: Any = condition  # None, or "labels": those of the dataset
+    if condition not in (None, "labels"):
+        labels = read_array(condition or "")
     sampler = fit_latent_sampler(
         encoder,
         dataset,
