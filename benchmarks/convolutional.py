@@ -39,7 +39,7 @@ TRANSFORMS = ("auto", "scale", "standardize", "whiten", "none")
 BASELINES = ("Real", "Reconstruction", "Resample")
 # Methods with other options than their defaults, by the name of their row.
 VARIANTS: dict[str, dict[str, Any]] = {
-    "flow-matching, long": {"method": "flow-matching", "steps": 20_000},
+    "flow-matching, long": {"method": "flow-matching", "steps": 20_000, "guidance": 0.35},
     "flow-matching, unguided": {"method": "flow-matching", "guidance": 0.0},
 }
 SAMPLES = 10_000
@@ -152,7 +152,7 @@ class Study:
         """Measure images (n, 784), and write results.json, table.md and the images for the figure."""
         entry = self.results["autoencoders"][kind]
         row = self.ruler.measure(binary) | measured
-        key = f"{name}, {transform}" if transform else name
+        key = f"{name}, {transform}" if transform else name  # the row's own is what was used
         entry["rows"][key] = plain({"name": name, "transform": transform, **row})
         log(f"{kind}, {key}: FCD {row['fcd']:.2f}, penultimate {row['fcd_penultimate']:.2f}")
         shown = self.arguments.cache / f"{kind}, {key}.safetensors"
@@ -208,13 +208,16 @@ def table(results: dict[str, Any]) -> str:
             "of processors | draw, s |\n| --- | --- |" + " ---: |" * 8 + "\n"
         )
         floor = rows["Resample"]
-        for row in sorted(rows.values(), key=lambda r: (r["name"] not in BASELINES, r["fcd"])):
-            cells = [row["name"], row["transform"]]
+        order = sorted(rows, key=lambda k: (rows[k]["name"] not in BASELINES, rows[k]["fcd"]))
+        for key in order:
+            row = rows[key]
+            asked, got = key.removeprefix(row["name"]).removeprefix(", "), row["transform"]
+            cells = [row["name"], asked if asked == got else f"{asked}: {got}"]
             for feature in ("fcd", "fcd_penultimate"):
                 cells += [f"{row[feature]:.2f}", f"{row[feature] / floor[feature]:.2f}"]
             cells.append("" if row.get("nll") is None else f"{row['nll']:.2f}")
-            for key in ("fit_seconds", "fit_processor_seconds", "sample_seconds"):
-                cells.append("" if row.get(key) is None else f"{row[key]:.1f}")
+            for part in ("fit_seconds", "fit_processor_seconds", "sample_seconds"):
+                cells.append("" if row.get(part) is None else f"{row[part]:.1f}")
             if row.get("max_seconds") and row["fit_seconds"] > 0.95 * row["max_seconds"]:
                 cells[-3] += " (limit)"
             parts.append("| " + " | ".join(cells) + " |\n")
