@@ -180,7 +180,7 @@ class FlowSampler(Sampler):
         if rows.shape[1] > _FLOW_COLUMNS:
             warnings.warn(
                 f"Expected at most {_FLOW_COLUMNS} dimensions for a flow; got {rows.shape[1]}, for which its "
-                "memory and time grow out of proportion to what it learns. Use method='flow-matching'.",
+                "time and memory grow several times faster than they do. Use method='flow-matching'.",
                 stacklevel=2,
             )
         if isinstance(self.noise, GaussianMixture):

@@ -352,3 +352,16 @@ def test_gradients_of_the_kernel_are_finite_for_float32_training() -> None:
     for tensor in (x, *given):
         assert tensor.grad is not None
         assert tensor.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["realnvp", "spline", "maf", "radial"])
+def test_a_fit_warns_once_of_more_dimensions_than_flows_are_good_for(name: str) -> None:
+    def fit(dim: int) -> None:
+        flow = built(name, dim, layers=1, base="normal", steps=1).requires_grad_(True)
+        rows = torch.randn(20, dim)
+        flow.fit(rows[:16], rows[16:], Run(torch.Generator().manual_seed(0)))
+
+    fit(512)  # a warning would be an error here
+    with pytest.warns(UserWarning, match=r"got 513, .* Use method='flow-matching'") as caught:
+        fit(513)
+    assert len(caught) == 1
