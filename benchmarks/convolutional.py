@@ -39,8 +39,8 @@ TRANSFORMS = ("auto", "scale", "standardize", "whiten", "none")
 BASELINES = ("Real", "Reconstruction", "Resample")
 # Methods with other options than their defaults, by the name of their row.
 VARIANTS: dict[str, dict[str, Any]] = {
-    "flow-matching, long": {"method": "flow-matching", "steps": 20_000, "guidance": 0.35},
-    "flow-matching, unguided": {"method": "flow-matching", "guidance": 0.0},
+    "flow-matching long": {"method": "flow-matching", "steps": 20_000, "guidance": 0.35},
+    "flow-matching unguided": {"method": "flow-matching", "guidance": 0.0},
 }
 SAMPLES = 10_000
 SCORED = 2_000  # held-out latents in the NLL
