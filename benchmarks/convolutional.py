@@ -4,19 +4,17 @@
         [--transforms scale,whiten] [--max-seconds 600] [--out benchmarks/results/convolutional]
 
 The autoencoders (latents of 4 channels of 4x4, and of 64 flat dimensions) are trained once and kept in the
-cache. A row of the results that is there already is not measured again: delete results.json to start anew.
+cache. A row of the results that is there already is not measured again, nor is a transform that "auto" took:
+delete results.json to start anew.
 Distances are those of `latentfit bench mnist`: of 10,000 decoded samples to the training images, in the
 reference classifier's logits and penultimate layer, and relative to Resample, training latents drawn again.
 """
 
 import argparse
 import json
-import os
-import platform
 import sys
 import time
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +30,7 @@ from latentfit_bench.figures import samples
 from latentfit_bench.files import write_atomically
 from latentfit_bench.measure import Ruler, plain, standardised_nll
 from latentfit_bench.models import reconstruction_loss
+from latentfit_bench.results import machine, versions
 from latentfit_bench.training import in_batches, train_autoencoder
 
 AUTOENCODERS = ("spatial", "flat")
@@ -39,8 +38,9 @@ TRANSFORMS = ("auto", "scale", "standardize", "whiten", "none")
 BASELINES = ("Real", "Reconstruction", "Resample")
 # Methods with other options than their defaults, by the name of their row.
 VARIANTS: dict[str, dict[str, Any]] = {
-    "flow-matching long": {"method": "flow-matching", "steps": 20_000, "guidance": 0.35},
+    "flow-matching sharp": {"method": "flow-matching", "guidance": 0.35},
     "flow-matching unguided": {"method": "flow-matching", "guidance": 0.0},
+    "flow-matching 2 min": {"method": "flow-matching", "max_seconds": 120.0},
 }
 SAMPLES = 10_000
 SCORED = 2_000  # held-out latents in the NLL
@@ -117,6 +117,7 @@ class Study:
         """Fit a method or a variant of one under a transform, draw, measure and write."""
         options = dict(VARIANTS.get(name, {}))
         method = options.pop("method", name)
+        limit = options.pop("max_seconds", self.arguments.max_seconds)
         wall, processor = time.perf_counter(), time.process_time()
         sampler = fit_latent_sampler(
             None,
@@ -125,12 +126,12 @@ class Study:
             transform=transform,
             decoder=model.decode,
             seed=self.arguments.seed,
-            max_seconds=self.arguments.max_seconds,
+            max_seconds=limit,
             progress=False,
             **options,
         )
         measured: dict[str, Any] = {
-            "max_seconds": self.arguments.max_seconds,
+            "max_seconds": limit,
             "fit_seconds": time.perf_counter() - wall,
             "fit_processor_seconds": time.process_time() - processor,
         }
@@ -169,15 +170,8 @@ class Study:
             "samples": SAMPLES,
             "classifier_sha256": self.classifier.sha256,
             "data_sha256": self.data.sha256,
-            "machine": {
-                "torch_threads": torch.get_num_threads(),
-                "cores": os.cpu_count(),
-                "platform": platform.platform(),
-            },
-            "versions": {
-                "python": platform.python_version(),
-                **{name: version(name) for name in ("latentfit", "torch", "numpy")},
-            },
+            "machine": machine(),
+            "versions": versions(("latentfit", "torch", "numpy")),
         }
 
     def draw(self) -> None:
@@ -221,11 +215,11 @@ def table(results: dict[str, Any]) -> str:
             if row.get("max_seconds") and row["fit_seconds"] > 0.95 * row["max_seconds"]:
                 cells[-3] += " (limit)"
             parts.append("| " + " | ".join(cells) + " |\n")
-    versions = ", ".join(f"{name} {number}" for name, number in results["versions"].items())
-    machine = results["machine"]
+    made_with = ", ".join(f"{name} {number}" for name, number in results["versions"].items())
+    used = results["machine"]
     parts.append(
         f"\nBy `python benchmarks/convolutional.py`, seed {results['seed']}, {results['samples']:,} samples, "
-        f"on {machine['torch_threads']} threads of {machine['cores']} cores, with {versions}; last row "
+        f"on {used['torch_threads']} threads of {used['cpus']} cores, with {made_with}; last row "
         f"{results['created']}. Resample, training latents drawn again and decoded, is the floor. NLL is of "
         f"{SCORED:,} test latents, in units of the training latents' standard deviations.\n"
     )
@@ -264,7 +258,9 @@ def main() -> None:
         model = study.autoencoder(kind)
         for name in names:
             for transform in arguments.transforms.split(","):
-                if f"{name}, {transform}" not in study.results["autoencoders"][kind]["rows"]:
+                rows = study.results["autoencoders"][kind]["rows"]
+                known = rows.get(f"{name}, auto", {}).get("transform") == transform
+                if f"{name}, {transform}" not in rows and not known:
                     study.row(kind, model, name, transform)
     study.draw()
 

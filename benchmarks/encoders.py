@@ -20,10 +20,7 @@ numbers are not to be quoted.
 
 import argparse
 import datetime
-import importlib.metadata
 import json
-import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -39,6 +36,7 @@ from encoder_cases import CASES, Case
 from latentfit import LatentSampler, fit_latent_sampler, load_sampler
 from latentfit_bench.datasets import load_digits, load_mnist
 from latentfit_bench.files import write_atomically
+from latentfit_bench.results import machine, versions
 
 STEPS = ("fit", "sample", "log_prob", "generate", "save", "load")
 LIBRARIES = (
@@ -190,7 +188,7 @@ def table(results: dict[str, Any]) -> str:
         shape = "x".join(map(str, row["latent_shape"]))
         cells = " | ".join(cell(row["cells"][step]) for step in STEPS)
         lines.append(f"| {name} | {row['note']} | {shape} | {cells} |")
-    versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
+    made_with = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
     made = (
         f"Each encoder went into `fit_latent_sampler(encoder, images, decoder=encoder)` as it is: "
         f"{results['images']:,} images of {results['data']} (the last one with all that it was trained on), "
@@ -203,7 +201,7 @@ def table(results: dict[str, Any]) -> str:
     provenance = (
         f"`{results['command']}` at commit `{results['commit']}`, {results['created']}, on "
         f"{results['device']} (threads: {results['threads']}), in {results['seconds']:.0f} s, with "
-        f"{versions}."
+        f"{made_with}."
     )
     return "\n".join([*lines, "", made + quick, "", provenance, ""])
 
@@ -254,12 +252,8 @@ def main() -> int:
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "device": "cpu",
         "threads": torch.get_num_threads(),
-        "machine": {
-            "platform": f"{platform.system()} {platform.machine()}",
-            "cpus": os.cpu_count(),
-        },
-        "versions": {"python": platform.python_version()}
-        | {name: importlib.metadata.version(name) for name in LIBRARIES},
+        "machine": machine(),
+        "versions": versions(LIBRARIES),
         "seconds": time.perf_counter() - started,
     }
     settings.out.mkdir(parents=True, exist_ok=True)

@@ -9,8 +9,9 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from latentfit.em import widest
 from latentfit.errors import DataError, FileFormatError
-from latentfit.moments import Moments, wide
+from latentfit.moments import Moments
 from latentfit.transforms import Transform
 
 __all__ = ["Identity", "Standardize", "by_piece", "check_state", "is_image", "narrowed", "rounding"]
@@ -100,7 +101,7 @@ class Standardize(Transform):
         return by_piece(self._forward, latents)
 
     def _forward(self, latents: Tensor) -> Tensor:
-        x = latents.to(wide(latents.device))
+        x = latents.to(widest(latents.device))
         mean, scale = self.mean.to(x), self.scale.to(x)
         if not self._all_kept:
             kept = self._kept.to(latents.device)
@@ -112,7 +113,7 @@ class Standardize(Transform):
         return by_piece(lambda part: narrowed(self._inverse(part), dtype), rows)
 
     def _inverse(self, rows: Tensor) -> Tensor:
-        x = rows.to(wide(rows.device))
+        x = rows.to(widest(rows.device))
         mean, scale = self.mean.to(x), self.scale.to(x)
         if self._all_kept:
             return torch.addcmul(mean, x, scale)
@@ -127,7 +128,7 @@ class Standardize(Transform):
         result = torch.full((len(latents),), value, dtype=torch.float32, device=latents.device)
         if not self._all_kept:
             constant = ~self._kept.to(latents.device)
-            x = latents.detach().to(wide(latents.device))[:, constant]
+            x = latents.detach().to(widest(latents.device))[:, constant]
             target = self.mean.to(x)[constant]
             off = (x - target).abs() > 8 * rounding(latents.dtype) * target.abs()
             result[off.any(dim=1)] = -math.inf

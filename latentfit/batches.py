@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, cast
 
@@ -67,7 +69,13 @@ class Batches:
         if isinstance(dataset, Dataset) or hasattr(dataset, "__getitems__"):
             dataset = DataLoader(dataset, batch_size=batch_size)
         if not isinstance(dataset, Iterable) or isinstance(dataset, str | bytes):
-            raise DataError(f"Expected dataset as {_DATASETS}; got {type(dataset).__name__}.")
+            path = isinstance(dataset, str | bytes | os.PathLike)
+            remedy = (
+                " Load the file first; LatentStore(path) opens a folder of latents." if path else ""
+            )
+            raise DataError(
+                f"Expected dataset as {_DATASETS}; got {type(dataset).__name__}.{remedy}"
+            )
         self._items: Any = dataset
         if isinstance(dataset, DataLoader) and dataset.batch_size:
             self.size = dataset.batch_size
@@ -110,27 +118,23 @@ class Batches:
                     before(index)
                     yield index, self._at(index)
             return
-        items, numbers = self._items, None
+        items = self._items
+        numbers: Iterable[int] = itertools.count()
         if self.total is not None and _is_sequential(items):
-            numbers = [index for index in range(self.total) if wanted(index)]
-            if len(numbers) < self.total:
-                items = _loader_of(items, numbers)
-            else:
-                numbers = None
+            own = [index for index in range(self.total) if wanted(index)]
+            if len(own) < self.total:
+                items, numbers = _loader_of(items, own), own
         iterator = iter(items)
-        index = 0
-        while True:
-            number = index if numbers is None else numbers[index] if index < len(numbers) else 0
-            before(number)
+        for index in numbers:
+            before(index)
             try:
                 item = next(iterator)
             except StopIteration:
                 return
-            if numbers is not None or wanted(number):
+            if wanted(index):
                 if self._are_listed:
                     _check_is_batch(item)
-                yield number, item
-            index += 1
+                yield index, item
 
 
 class _Columns:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from latentfit.affine import Identity, Standardize, is_image
+from latentfit.custom import told_of
 from latentfit.encoding import check_finite
 from latentfit.errors import FileFormatError, LatentfitError, OptionError
 from latentfit.moments import Moments
@@ -97,7 +98,8 @@ def fit_transform(
         DataError: Latents that the transform can't take.
     """
     if isinstance(transform, Transform):
-        fitted = copy.deepcopy(transform).fit(moments)
+        with told_of(transform, "fit"):
+            fitted = copy.deepcopy(transform).fit(moments)
         if not isinstance(fitted, Transform):
             raise OptionError(
                 f"Expected {type(transform).__name__}.fit to return the transform itself; got {fitted!r}."
@@ -108,14 +110,17 @@ def fit_transform(
     preferred = TRANSFORMS[cls.preferred_transform]()
     if preferred.needs_covariance and moments.covariance is None:
         preferred = Standardize()
-    rank = None if moments.covariance is None else _rank(moments)
-    dependent = rank is not None and rank < int(moments.varies.sum())
-    if cls.has_density and dependent and not preferred.needs_covariance:
-        preferred = Whiten()
+    if moments.covariance is None:
+        return preferred.name, preferred.fit(moments)
+    rank = varying = int(moments.varies.sum())
+    keeps_dimensions = cls.has_density and not preferred.needs_covariance
+    if keeps_dimensions:
+        rank = _rank(moments)
+        preferred = Whiten() if rank < varying else preferred
     fitted = preferred.fit(moments)
-    if (
-        rank is not None and fitted.dim < rank
-    ):  # scales so far apart that one would drown in another
+    if fitted.dim < varying and not keeps_dimensions:
+        rank = _rank(moments)
+    if fitted.dim < rank:  # on one scale a dimension would drown in another
         fitted = Standardize().fit(moments)
     return fitted.name, fitted
 
@@ -136,15 +141,16 @@ def _rank(moments: Moments) -> int:
     return Whiten().fit(scaled).dim
 
 
-def saved_transform(name: str, given: Transform | None) -> Transform:
+def saved_transform(name: str, given: Transform | None, class_name: str | None) -> Transform:
     """Make the transform, not fitted yet, that a file names.
 
     Args:
         name: What the file says, "custom" or a name of TRANSFORMS.
         given: The user's object, for a file of a sampler that was fitted with one.
+        class_name: That of the object which the sampler was fitted with; None if the file does not tell.
 
     Raises:
-        OptionError: An object that is missing, not wanted, or no transform.
+        OptionError: An object that is missing, not wanted, of another class, or no transform.
     """
     if given is not None and not isinstance(given, Transform):
         raise OptionError(
@@ -157,6 +163,12 @@ def saved_transform(name: str, given: Transform | None) -> Transform:
                 "Expected the transform that the sampler was fitted with, as its file holds the transform's "
                 "tensors, not its code; got none. Use load_sampler(path, transform=...) with an object of "
                 "the same class."
+            )
+        names = [cls.__qualname__ for cls in type(given).__mro__]
+        if class_name is not None and class_name not in names:
+            raise OptionError(
+                f"Expected transform as an object of {class_name}, with which the sampler was fitted; got "
+                f"one of {names[0]}. If that is its new name, derive a class {class_name} from it."
             )
         return copy.deepcopy(given)
     if given is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 import os
+from collections.abc import Sized
 from contextlib import nullcontext
 from typing import Any
 
@@ -41,7 +42,7 @@ def fit_latent_sampler(
     condition: Any = None,
     decoder: Any = None,
     output: Choice = None,
-    autocast: str | None = None,
+    autocast: str | torch.dtype | None = None,
     transform: str | Transform = "auto",
     validation: float = 0.1,
     batch_size: int = 512,
@@ -75,7 +76,8 @@ def fit_latent_sampler(
         output: What to take of what the encoder returns: "mean" (the default) or "sample" of a posterior, a
             key or attribute path ("last_hidden_state", "a.b"), an index, or a callable. None takes the only
             tensor, or what diffusers, transformers and pythae call their latents.
-        autocast: "bfloat16" or "float16" runs the encoder under ``torch.autocast``; its latents are float32.
+        autocast: "bfloat16" or "float16" (or torch's dtype) runs the encoder under ``torch.autocast``; its
+            latents are float32.
         transform: What is done to the latents before the fit, and undone after it: "auto" (what suits the
             method; ``info["transform"]`` tells), "scale" (rotated to the principal axes, one scale for all),
             "standardize" (each dimension, or each channel of latents (C, H, W), to mean 0 and deviation 1),
@@ -109,6 +111,18 @@ def fit_latent_sampler(
     _check_arguments(validation, batch_size, progress, max_seconds)
     workers = workers_of(accelerator)
     seed = workers.first(check_seed(seed))
+    workers.agree(
+        method=method,
+        options=options,
+        transform=transform if isinstance(transform, str) else type(transform).__name__,
+        validation=validation,
+        batch_size=batch_size,
+        max_seconds=max_seconds,
+        store=None if store is None else os.fspath(store),
+        encoder=type(encoder).__name__,
+        condition=condition if isinstance(condition, str) else type(condition).__name__,
+        **{"length of the dataset": len(dataset) if isinstance(dataset, Sized) else None},
+    )
     plugin_class = None if method == AUTO else load_sampler_class(method)
     resolved = resolve_options(plugin_class or AutoOptions, options, method=method)
     candidates = {} if plugin_class else load_candidates(resolved["methods"])
@@ -142,6 +156,7 @@ def fit_latent_sampler(
         seed=seed,
         progress=progress if workers.is_first else False,
         max_seconds=max_seconds,
+        encoder=None if model is None else model.describe(),
         decoder=decoding,
         workers=workers,
     )

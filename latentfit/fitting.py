@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from latentfit._version import __version__
-from latentfit.choosing import fit_transform, needs_covariance
+from latentfit.choosing import CUSTOM, fit_transform, needs_covariance
 from latentfit.condition import Condition, fit_condition, kind_of
+from latentfit.custom import ROWS, check_transform_object
 from latentfit.errors import DataError, DivergenceError, OptionError
 from latentfit.loading import build_plugin
 from latentfit.models import Model
@@ -40,6 +41,7 @@ class Plan:
     Attributes:
         device: Where to fit.
         seed: Of the split and the fit.
+        encoder: What made the latents, for ``info``; None if nobody knows.
         decoder: For the sampler's ``decode``.
         workers: The processes that share the fit.
     """
@@ -51,6 +53,7 @@ class Plan:
     seed: int = 0
     progress: bool | None = None
     max_seconds: float | None = None
+    encoder: dict[str, Any] | None = None
     decoder: Model | None = None
     workers: Workers = SOLO
 
@@ -97,6 +100,8 @@ def fit_class(
     else:
         moments = latents.moments(covariance=covariance)
     transform, mapping = fit_transform(plan.transform, cls, moments)
+    if isinstance(plan.transform, Transform):
+        check_transform_object(mapping, plan.transform, _some(latents), moments)
     if mapping.dim == 0:
         raise DataError(
             f"Expected latents that vary; all {len(latents)} are equal. Does the encoder ignore its input?"
@@ -153,10 +158,20 @@ def fit_class(
         decoder=plan.decoder,
         condition=condition,
     )
+    if transform == CUSTOM:
+        sampler.info["transform_class"] = type(
+            mapping
+        ).__qualname__  # no module: a name, not a path
     if failure is not None:
         failure.sampler = sampler if run.history else None
         raise failure
     return sampler
+
+
+def _some(latents: Tensor | LatentStore) -> Tensor:
+    n = min(ROWS, len(latents))
+    some = latents[:n] if isinstance(latents, Tensor) else latents.read(0, n)
+    return some.reshape(n, -1)
 
 
 def _from(distribution: str) -> str:
@@ -198,6 +213,7 @@ def _info(
         "shape": list(shape_of(latents)),
         "dim": math.prod(shape_of(latents)),
         "dtype": str(latents.dtype).removeprefix("torch."),
+        "encoder": plan.encoder,
         "condition": None if condition is None else condition.describe(),
         "batch_size": plan.batch_size,
         "seconds": time.monotonic() - run.started,

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from latentfit.em import widest
 from latentfit.velocity import Field
 
 __all__ = ["ConvField", "DeepField", "GaussianField"]
@@ -63,8 +64,8 @@ class GaussianField(Field):
         self.mean.copy_(rows.mean(0))
         centred = rows - self.mean
         if self.rotate:
-            wide = torch.float32 if rows.device.type == "mps" else torch.float64
-            values, vectors = torch.linalg.eigh((centred.T @ centred).to(wide) / len(rows))
+            products = (centred.T @ centred).to(widest(rows.device))
+            values, vectors = torch.linalg.eigh(products / len(rows))
             self.axes.copy_(vectors)
             self._set_variance(values)
         else:

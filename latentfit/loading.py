@@ -67,11 +67,14 @@ def load_sampler(
             raise ValueError(f"dtype {dtype!r}, options {options!r}")
         if transform_name not in (CUSTOM, *TRANSFORMS):
             raise ValueError(f"transform {transform_name!r}")
+        class_name = info.get("transform_class")
+        if not isinstance(class_name, str | None):
+            raise ValueError(f"transform_class {class_name!r}")
     except (KeyError, TypeError, ValueError) as error:
         raise FileFormatError(
             f"{path}: expected a latentfit header; {type(error).__name__}: {error}."
         ) from error
-    mapping = saved_transform(transform_name, transform)
+    mapping = saved_transform(transform_name, transform, class_name)
     plugin_class = load_sampler_class(method)
     parts: dict[str, dict[str, Tensor]] = {"sampler": {}, "transform": {}, "condition": {}}
     for key, tensor in tensors.items():

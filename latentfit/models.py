@@ -42,11 +42,13 @@ class Model:
         *,
         takes_arrays: bool = False,
         output: Choice = None,
-        autocast: str | None = None,
+        autocast: str | torch.dtype | None = None,
     ) -> None:
         self.role, self.modules = role, _modules_of(model)
         self._model, self._method, self._takes_arrays = model, method, takes_arrays
         self._call = getattr(model, method) if method else model
+        if isinstance(autocast, torch.dtype):
+            autocast = str(autocast).removeprefix("torch.")
         self._output, self._autocast = check_choice(output), autocast
         if autocast is not None:
             self._check_autocast(autocast)
@@ -61,6 +63,15 @@ class Model:
     def draws(self) -> bool:
         """Whether what it returns is drawn at random, as ``output="sample"`` says."""
         return isinstance(self._output, str) and self._output == "sample"
+
+    def describe(self) -> dict[str, Any]:
+        """Name the object's class, what is taken of what it returns, and its precision, for JSON."""
+        cls, output = type(self._model), self._output
+        return {
+            "class": f"{cls.__module__}.{cls.__qualname__}",
+            "output": output if isinstance(output, str | int | None) else "a callable",
+            "autocast": self._autocast,
+        }
 
     def fingerprint(self) -> str:
         """Hash what it computes with to 64 hexadecimal digits, alike in each process.
@@ -138,7 +149,9 @@ class Model:
             ) from error
 
 
-def encoder_of(encoder: Any, *, output: Choice = None, autocast: str | None = None) -> Model:
+def encoder_of(
+    encoder: Any, *, output: Choice = None, autocast: str | torch.dtype | None = None
+) -> Model:
     """Adapt an nn.Module, a callable, or an object with ``encode`` or (scikit-learn) ``transform``.
 
     Of a whole autoencoder that has no ``encode``, but submodules ``encoder`` and ``decoder`` (as pythae's),

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from latentfit.em import widest
 from latentfit.errors import DataError
 
-__all__ = ["Moments", "measure", "wide"]
+__all__ = ["Moments", "beyond_rounding", "measure"]
 
 _PIECE = 2**19  # values that are looked at together: 4 MB of float64
 
@@ -47,7 +48,7 @@ class Moments:
         Latents of half precision count as constant only by float32's rounding: they can tell no less.
         """
         eps = torch.finfo(torch.float64 if self.dtype == torch.float64 else torch.float32).eps
-        return self.high - self.low > 4 * eps * torch.maximum(self.low.abs(), self.high.abs())
+        return beyond_rounding(self.low, self.high, eps)
 
     @property
     def center(self) -> Tensor:
@@ -87,12 +88,12 @@ class _Sums:
         for piece in _pieces(part):
             if not self.n:
                 self._begin(piece, part)
-            self._merge(piece.to(wide(piece.device)))
+            self._merge(piece.to(widest(piece.device)))
 
     def _begin(self, piece: Tensor, part: Tensor) -> None:
         dim = piece.shape[1]
         self.shape, self.dtype = tuple(part.shape[1:]), part.dtype
-        self.first = piece[0].to(wide(piece.device))
+        self.first = piece[0].to(widest(piece.device))
         self.mean = torch.zeros(dim, dtype=torch.float64, device="cpu")
         shape = (dim, dim) if self.covariance else (dim,)
         self.squares = self.mean.new_zeros(shape)  # or products
@@ -150,6 +151,6 @@ def _pieces(part: Tensor) -> Iterator[Tensor]:
     yield from flat.split(max(1, _PIECE // flat.shape[1]))
 
 
-def wide(device: torch.device) -> torch.dtype:
-    """The widest floating-point dtype that a device has."""
-    return torch.float32 if device.type == "mps" else torch.float64  # mps has no float64
+def beyond_rounding(low: Tensor, high: Tensor, eps: float) -> Tensor:
+    """Which ranges from low to high, (D,) each, are wider than a relative rounding could make them."""
+    return high - low > 4 * eps * torch.maximum(low.abs(), high.abs())

@@ -46,13 +46,13 @@ def single_tensor(output: Any, *, role: str = "encoder", choice: Choice = None) 
     if choice is None:
         return _default(output, role)
     if isinstance(choice, int):
-        return _default(_at(output, choice, role), role)
+        return _default(_at(output, choice, role), role, f"{choice}.")
     if isinstance(choice, str):
         if choice in ("mean", "sample"):
             found = _of_posterior(output, choice)
             if found is not None:
                 return found
-        return _default(_follow(output, choice, role), role)
+        return _default(_follow(output, choice, role), role, f"{choice}.")
     return _default(choice(output), role)
 
 
@@ -81,8 +81,8 @@ def from_array(array: np.ndarray[Any, Any]) -> Tensor:
     return torch.from_numpy(np.require(array, native, ["C", "W", "E"]))
 
 
-def _default(output: Any, role: str) -> Tensor:
-    """Take the tensor that is meant where nobody chose."""
+def _default(output: Any, role: str, within: str = "") -> Tensor:
+    """Take the tensor that is meant where nobody chose, or in what is at a chosen path."""
     if isinstance(output, Tensor | np.ndarray):
         return _tensor(output)
     if _is_posterior(output):
@@ -93,25 +93,25 @@ def _default(output: Any, role: str) -> Tensor:
     if not names and len(usable) == 1:
         names = list(usable)
     if names:
-        return _default(usable[names[0]], role)
+        return _default(usable[names[0]], role, within)
     if not members and not isinstance(output, Mapping | tuple | list):
         raise EncoderOutputError(
             f"Expected the {role} to return a tensor, an array, a posterior, or a tuple, list, dict or "
-            f"object that holds exactly one; got {_describe(output)}. {_remedy(role, {})}"
+            f"object that holds exactly one; got {_describe(output)}. {_remedy(role, {}, within)}"
         )
     raise EncoderOutputError(
         f"Expected the {role} to return exactly one tensor; got a {type(output).__name__} with "
-        f"{len(usable)} of them ({_listed(members)}). {_remedy(role, usable)}"
+        f"{len(usable)} of them ({_listed(members)}). {_remedy(role, usable, within)}"
     )
 
 
-def _remedy(role: str, usable: Mapping[Any, Any]) -> str:
+def _remedy(role: str, usable: Mapping[Any, Any], within: str) -> str:
     if role == "decoder":
         return "Wrap it to choose: decoder=lambda z: decoder(z)[...]"
     if not usable:
         return "Choose with output=lambda returned: ..., which gives the tensor."
-    choices = [f"output={name!r}" for name in usable]
-    if _gaussian(usable) is not None:
+    choices = [f"output={f'{within}{name}' if within else name!r}" for name in usable]
+    if not within and _gaussian(usable) is not None:
         choices += ["output='mean'", "output='sample'"]
     return f"Choose with {' or '.join(dict.fromkeys(choices))}."
 

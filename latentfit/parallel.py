@@ -54,6 +54,23 @@ class Workers:
         gathered: list[Any] = gather_object(mine)
         return gathered
 
+    def agree(self, **arguments: Any) -> None:
+        """Make sure that all were given the same: else they would wait for each other for ever, or mix.
+
+        Raises:
+            OptionError: They were not; in all processes, with the first difference.
+        """
+        if self.count == 1:
+            return
+        told = self.gather([{name: repr(value) for name, value in arguments.items()}])
+        for rank, other in enumerate(told):
+            for name, value in told[0].items():
+                if other[name] != value:
+                    raise OptionError(
+                        f"Expected the same {name} in all processes; got {value} in the first and "
+                        f"{other[name]} in that of rank {rank}."
+                    )
+
     def first(self, value: Any) -> Any:
         """Give everyone the first process's value."""
         if self.count == 1:

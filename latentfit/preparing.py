@@ -137,7 +137,7 @@ def _hold(
 
 
 def _last_of_each(labels: Tensor | None) -> Tensor:
-    """One row of each class, (C,): if all were held out, nothing could be learnt of it."""
+    """The last row of each class, (C,): if all were held out, nothing could be learnt of it."""
     if labels is None or kind_of(labels) != "classes":
         return torch.zeros(0, dtype=torch.int64)
     values, classes = labels.unique(return_inverse=True)
@@ -155,9 +155,7 @@ def split(
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed), device="cpu")
     held_out = min(n - 1, max(1, round(n * validation))) if validation else 0
     if labels is not None and kind_of(labels) == "classes" and held_out:
-        _, classes = labels[order].unique(return_inverse=True)
-        last = torch.zeros(int(classes.max()) + 1, dtype=torch.int64)
-        last.scatter_reduce_(0, classes, torch.arange(n), "amax")
+        last = _last_of_each(labels[order])
         keep = torch.zeros(n, dtype=torch.bool)
         keep[last] = True
         order = torch.cat((order[~keep], order[keep]))

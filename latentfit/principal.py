@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from latentfit.affine import by_piece, check_state, narrowed, rounding
+from latentfit.em import widest
 from latentfit.errors import FileFormatError, OptionError
-from latentfit.moments import Moments, wide
+from latentfit.moments import Moments
 from latentfit.transforms import Transform
 
 __all__ = ["MOST_DIMENSIONS", "Scale", "Whiten", "check_size"]
@@ -76,7 +77,7 @@ class _Principal(Transform):
         return by_piece(self._forward, latents)
 
     def _forward(self, latents: Tensor) -> Tensor:
-        x = latents.to(wide(latents.device))
+        x = latents.to(widest(latents.device))
         return (((x - self.mean.to(x)) @ self.rotation.to(x)) / self.scale.to(x)).float()
 
     def inverse(self, rows: Tensor, dtype: torch.dtype) -> Tensor:
@@ -84,7 +85,7 @@ class _Principal(Transform):
         return by_piece(lambda part: narrowed(self._inverse(part), dtype), rows)
 
     def _inverse(self, rows: Tensor) -> Tensor:
-        x = rows.to(wide(rows.device))
+        x = rows.to(widest(rows.device))
         return torch.addmm(self.mean.to(x), x * self.scale.to(x), self.rotation.to(x).T)
 
     def log_determinant(self, latents: Tensor) -> Tensor:
@@ -96,7 +97,7 @@ class _Principal(Transform):
         return result
 
     def _is_off(self, latents: Tensor) -> Tensor:
-        x = latents.to(wide(latents.device))
+        x = latents.to(widest(latents.device))
         mean, rotation = self.mean.to(x), self.rotation.to(x)
         centred = x - mean
         distance = (centred - (centred @ rotation) @ rotation.T).norm(dim=1)

@@ -137,9 +137,8 @@ class Rows:
         bytes_in_block = 4 * _BLOCK * math.prod(self._latents.shape)
         at_once = max(_LEAST_BLOCKS, _BUFFER_BYTES // bytes_in_block, math.ceil(size / _BLOCK) + 1)
         drawn = torch.randint(2**62, (1,), generator=generator, device=generator.device)
-        ordering = torch.Generator().manual_seed(
-            int(drawn)
-        )  # the same in all processes, to the end
+        # The first is the same in all processes, to the end.
+        ordering = torch.Generator().manual_seed(int(drawn))
         mixing = torch.Generator().manual_seed(int(drawn) + 1 + rank)
         while True:
             order = torch.randperm(blocks, generator=ordering)
@@ -158,7 +157,7 @@ class Rows:
 
     def parts(self) -> Iterator[tuple[Tensor, ...]]:
         """Yield all rows once and in order, with their contexts if there are any."""
-        size = max(1, _PART_BYTES // (4 * math.prod(self._latents.shape)))
+        size = self._part_rows()
         for start in range(0, len(self._latents), size):
             places = self._places(start, start + size)
             if len(places):
@@ -178,11 +177,13 @@ class Rows:
 
     def take(self, places: Tensor) -> tuple[Tensor, ...]:
         """Read the rows of these latents, an ascending index (n,), with their contexts if there are any."""
-        size = max(1, _PART_BYTES // (4 * math.prod(self._latents.shape)))
-        parts = [self._finished(self._latents.take(p), p) for p in places.split(size)]
-        return tuple(
-            torch.cat(column) for column in zip(*parts, strict=True)
-        )  # split gives one at least
+        split = places.split(self._part_rows())  # one part at least
+        parts = [self._finished(self._latents.take(part), part) for part in split]
+        return tuple(torch.cat(column) for column in zip(*parts, strict=True))
+
+    def _part_rows(self) -> int:
+        """How many rows are read at once where all are wanted."""
+        return max(1, _PART_BYTES // (4 * math.prod(self._latents.shape)))
 
     def _places(self, start: int, stop: int) -> Tensor:
         """The indices of rows among latents start to stop."""

@@ -42,8 +42,9 @@ class LatentSampler:
         history: The training curves: lists of equal length by name, with "step" among them. Losses of
             methods with a density are in nats per standardised latent.
         info: What was fitted, how and on what: method, options, shape, dim, dtype, n (rows trained on),
-            n_validation, seconds, seed, transform, constant_dimensions, parameters, condition, versions, and
-            under "fit" what the method tells of its fit.
+            n_validation, seconds, seed, encoder (its class, output and autocast), transform,
+            constant_dimensions, parameters, condition, versions, under "fit" what the method tells of its
+            fit, and "transform_class" of a "custom" transform.
     """
 
     def __init__(

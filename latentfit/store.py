@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import os
+from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -108,11 +109,6 @@ class LatentStore:
             f"LatentStore({str(self.path)!r}: {len(self):,} latents, shape={self.shape}, "
             f"dtype={str(self.dtype).removeprefix('torch.')}, labels={'yes' if self.has_labels else 'no'})"
         )
-
-    @property
-    def nbytes(self) -> int:
-        """The bytes of all latents."""
-        return len(self) * math.prod(self.shape) * self.dtype.itemsize
 
     def read(self, start: int, stop: int) -> Tensor:
         r"""Read latents (stop - start, \*shape), which may lie in several files.
@@ -229,7 +225,7 @@ class LatentStore:
 
     def _pieces(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
         """The files that rows start to stop lie in, each with its own first and last row."""
-        i = int(torch.searchsorted(torch.tensor(self._starts), start, right=True)) - 1
+        i = bisect_right(self._starts, start) - 1
         while start < stop:
             begin, end = self._starts[i], min(stop, self._starts[i + 1])
             yield i, start - begin, end - begin

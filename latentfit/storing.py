@@ -110,15 +110,16 @@ def fill_store(
 class _Filling:
     """The files of a store that one process writes, one after the other."""
 
+    _agree: bool  # whether all batches of the file so far are those that it was made of
+    _sizes: list[int]  # rows of the file's batches
+
     def __init__(self, folder: Path, fingerprint: str, encoding: Encoding, labels: bool) -> None:
         self.folder, self.encoding = folder, encoding
         self.prefix = hashlib.sha256(fingerprint.encode()).hexdigest()[:16]
         self.entries: list[dict[str, Any]] = []
         self.seen = 0  # rows
         self._labelled = True if labels else None
-        self._agree = False
-        self._number = -1
-        self._begin(-1)
+        self._number, self._sizes = -1, []
 
     def add(self, index: int, number: int, item: Any) -> None:
         """Take one batch, that of this index, into the file of this number."""
@@ -177,12 +178,12 @@ class _Filling:
 
     def _begin(self, number: int) -> None:
         self._number = number
-        self._file = self.folder / f"{self.prefix}-{max(number, 0):07d}.safetensors"
+        self._file = self.folder / f"{self.prefix}-{number:07d}.safetensors"
         self._hashes: list[str] = []
-        self._sizes: list[int] = []
+        self._sizes = []
         self._latents: list[Tensor | tuple[int, int]] = []
         self._label_parts: list[Tensor | None] = []
-        self._known = _known(self._file) if number >= 0 else []
+        self._known = _known(self._file)
         self._agree = bool(self._known)
 
     def _part(self, part: Tensor | tuple[int, int]) -> Tensor:

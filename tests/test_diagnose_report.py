@@ -85,6 +85,12 @@ def test_the_figure_is_written_whole(tmp_path: Path, suffix: str, start: bytes) 
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
+def test_there_is_nothing_to_draw_of_equal_latents() -> None:
+    figure = diagnose(torch.ones(20, 3)).figure()
+    assert not figure.axes
+    assert [text.get_text() for text in figure.texts][-1].startswith("All latents are equal")
+
+
 def test_a_figure_of_another_kind_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match=r"\(\.png, \.pdf, \.svg\); got .*latents.gif"):
         diagnose(normal(50, 2)).save_figure(tmp_path / "latents.gif")

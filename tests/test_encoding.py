@@ -266,3 +266,9 @@ def test_a_list_of_samples_is_not_read_as_batches(samples: list[Any]) -> None:
 def test_a_list_of_labelled_batches_is() -> None:
     batches = [(torch.ones(3, 2), torch.zeros(3))] * 2
     assert encode(None, batches, batch_size=4).shape == (6, 2)
+
+
+@pytest.mark.parametrize("path", ["latents", Path("latents")])
+def test_a_path_is_no_dataset(path: Any) -> None:
+    with pytest.raises(DataError, match=r"got \w+. Load the file first; LatentStore\(path\) opens"):
+        encode(None, path, batch_size=8)

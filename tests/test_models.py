@@ -349,3 +349,12 @@ def test_decoding_is_differentiable() -> None:
     z = X.clone().requires_grad_()
     sampler.decode(z).sum().backward()
     torch.testing.assert_close(z.grad, linear.weight.detach().expand(40, 6))
+
+
+@pytest.mark.parametrize("autocast", ["bfloat16", torch.bfloat16])
+def test_info_tells_what_made_the_latents(autocast: Any) -> None:
+    encoder = nn.Linear(X.shape[1], 3)
+    sampler = fit_latent_sampler(encoder, X, method="gaussian", autocast=autocast)
+    told = {"class": "torch.nn.modules.linear.Linear", "output": None, "autocast": "bfloat16"}
+    assert sampler.info["encoder"] == told
+    assert fit_latent_sampler(None, X, method="gaussian").info["encoder"] is None

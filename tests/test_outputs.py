@@ -276,3 +276,15 @@ def test_memory_that_tensors_cannot_share_is_copied(array: np.ndarray) -> None:
 
 def test_a_scalar_array_stays_a_scalar() -> None:
     assert from_array(np.array(3.0)).shape == ()
+
+
+@pytest.mark.parametrize("choice", ["a", 0])
+def test_the_remedy_within_a_choice_is_a_path(choice: Any) -> None:
+    returned = {"a": {"mu": Z, "x": Y}, "b": Z}
+    at = "a" if choice == "a" else "0"
+    with pytest.raises(
+        EncoderOutputError, match=f"Choose with output='{at}.mu' or output='{at}.x'"
+    ):
+        single_tensor(returned if choice == "a" else (returned["a"], Z), choice=choice)
+    assert single_tensor((returned["a"], Z), choice="0.mu") is Z
+    assert single_tensor(returned, choice="a.mu") is Z

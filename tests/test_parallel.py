@@ -146,6 +146,49 @@ def test_from_python_all_processes_return_one_sampler(folder: Path) -> None:
             assert torch.allclose(drawn.mean(0), torch.full((4,), 8.0), atol=0.7)
 
 
+def test_processes_with_other_arguments_are_told(folder: Path) -> None:
+    (folder / "differ.py").write_text(
+        textwrap.dedent(
+            """
+            import sys
+            import torch
+            from accelerate import Accelerator
+            from latentfit import fit_latent_sampler
+
+            accelerator = Accelerator(cpu=True)
+            rank = accelerator.process_index
+            calls = [
+                ({}, {"method": ("gmm", "gaussian")[rank]}),
+                ({"layers": 2 + rank}, {}),
+                ({}, {"transform": ("scale", "none")[rank]}),
+            ]
+            for options, arguments in calls:
+                try:
+                    x = torch.randn(90, 2)
+                    fit_latent_sampler(None, x, accelerator=accelerator, **options, **arguments)
+                except ValueError as error:
+                    print(f"{error}\\n", end="", flush=True)
+            try:
+                fit_latent_sampler(None, torch.randn(90 + rank, 2), accelerator=accelerator)
+            except ValueError as error:
+                print(f"{error}\\n", end="", flush=True)
+            accelerator.end_training()
+            """
+        )
+    )
+    done = launch(folder, 2, "differ.py")
+    assert done.returncode == 0, done.stderr
+    lines = sorted(done.stdout.splitlines())
+    assert lines[::2] == lines[1::2]  # both say the same
+    rest = " in all processes; got "
+    assert lines[::2] == [
+        f"Expected the same length of the dataset{rest}90 in the first and 91 in that of rank 1.",
+        f"Expected the same method{rest}'gmm' in the first and 'gaussian' in that of rank 1.",
+        f"Expected the same options{rest}{{'layers': 2}} in the first and {{'layers': 3}} in that of rank 1.",
+        f"Expected the same transform{rest}'scale' in the first and 'none' in that of rank 1.",
+    ]
+
+
 def test_what_is_no_accelerator_is_refused() -> None:
     latents = np.random.default_rng(0).normal(size=(50, 2))
     for wrong in (2, "accelerate", object):

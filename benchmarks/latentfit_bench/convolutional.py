@@ -1,17 +1,15 @@
 """Convolutional autoencoders of 28x28 images, whose latents the paper's methods could not sample."""
 
-from collections.abc import Iterator
 from typing import Literal
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from latentfit_bench.models import Phase, reconstruction_loss
+from latentfit_bench.models import DeterministicAutoencoder
 
 LATENTS = (4, 4, 4)  # channels, height, width
 
 
-class ConvolutionalAutoencoder(nn.Module):
+class ConvolutionalAutoencoder(DeterministicAutoencoder):
     """Strided convolutions with batch norm and ELU down to 64 channels of 4x4, and their mirror image.
 
     Args:
@@ -55,25 +53,6 @@ class ConvolutionalAutoencoder(nn.Module):
             nn.ConvTranspose2d(first, 1, 4, 2, 1),
             nn.Flatten(),
         )
-
-    def encode(self, images: Tensor) -> Tensor:
-        """Latents (n, 4, 4, 4) or (n, 64) of images (n, 784)."""
-        latents: Tensor = self.encoder(images)
-        return latents
-
-    def decode(self, z: Tensor) -> Tensor:
-        """Probabilities (n, 784) that a pixel is one, for latents like those of `encode`."""
-        logits: Tensor = self.decoder(z)
-        return logits.sigmoid()
-
-    def phases(self) -> list[Phase]:
-        """One step: reconstruction."""
-        return [Phase("reconstruction", list(self.parameters()), self.learning_rate)]
-
-    def losses(self, images: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
-        """Yield the reconstruction loss, in nats per image."""
-        del generator
-        yield reconstruction_loss(self.decoder(self.encode(images)), images)
 
 
 def _layer(convolution: nn.Conv2d | nn.ConvTranspose2d) -> list[nn.Module]:

@@ -51,7 +51,40 @@ class Phase:
     betas: tuple[float, float] = (0.9, 0.999)
 
 
-class Autoencoder(nn.Module):
+class DeterministicAutoencoder(nn.Module):
+    """What autoencoders have in common that learn to reconstruct, and nothing else, in one step.
+
+    Attributes:
+        encoder: Images (n, pixels) to latents.
+        decoder: Latents to logits (n, pixels).
+        learning_rate: Adam's, at the start of its decay.
+    """
+
+    encoder: nn.Module
+    decoder: nn.Module
+    learning_rate: float
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Latents of images (n, pixels)."""
+        latents: Tensor = self.encoder(images)
+        return latents
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Probabilities (n, pixels) that a pixel is one, for latents like those of :meth:`encode`."""
+        logits: Tensor = self.decoder(z)
+        return logits.sigmoid()
+
+    def phases(self) -> list[Phase]:
+        """The alternation that `losses` yields losses for, in the same order."""
+        return [Phase("reconstruction", list(self.parameters()), self.learning_rate)]
+
+    def losses(self, images: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
+        """Yield one scalar loss for each phase, in nats; the caller steps before it asks for the next."""
+        del generator
+        yield reconstruction_loss(self.decoder(self.encode(images)), images)
+
+
+class Autoencoder(DeterministicAutoencoder):
     """The paper's autoencoder: pixels-512-256-k and its mirror image.
 
     Args:
@@ -75,22 +108,7 @@ class Autoencoder(nn.Module):
 
     def encode(self, images: Tensor) -> Tensor:
         """Latents (n, k) of images (n, pixels); for a VAE the posterior means."""
-        encoded: Tensor = self.encoder(images)
-        return encoded[:, : self.k]
-
-    def decode(self, z: Tensor) -> Tensor:
-        """Probabilities (n, pixels) that a pixel is one, for latents (n, k)."""
-        logits: Tensor = self.decoder(z)
-        return logits.sigmoid()
-
-    def phases(self) -> list[Phase]:
-        """The alternation that `losses` yields losses for, in the same order."""
-        return [Phase("reconstruction", list(self.parameters()), self.learning_rate)]
-
-    def losses(self, images: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
-        """Yield one scalar loss for each phase; the caller steps before it asks for the next."""
-        del generator
-        yield reconstruction_loss(self.decoder(self.encode(images)), images)
+        return super().encode(images)[:, : self.k]
 
 
 class VariationalAutoencoder(Autoencoder):

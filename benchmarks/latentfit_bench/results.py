@@ -4,8 +4,8 @@ import datetime
 import importlib.metadata
 import os
 import platform
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +42,7 @@ def assemble(
         "schema": SCHEMA,
         "benchmark": run.data.name,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "versions": _versions(),
+        "versions": versions(_LIBRARIES),
         "device": str(run.device),
         "seeds": list(seeds),
         "classifier": {
@@ -62,20 +62,24 @@ def assemble(
             "sha256": run.data.sha256,
         },
         "settings": asdict(run.settings),
-        "machine": {
-            "platform": f"{platform.system()} {platform.machine()}",
-            "cpus": os.cpu_count(),
-            "torch_threads": torch.get_num_threads(),
-        },
+        "machine": machine(),
         "seconds": seconds,
     }
 
 
-def _versions() -> dict[str, str]:
-    found = {"python": ".".join(map(str, sys.version_info[:3]))}
-    for name in _LIBRARIES:
-        try:
+def machine() -> dict[str, Any]:
+    """The system and its size, and nothing that would tell whose it is."""
+    return {
+        "platform": f"{platform.system()} {platform.machine()}",
+        "cpus": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+    }
+
+
+def versions(libraries: Iterable[str]) -> dict[str, str]:
+    """The versions of Python and of those libraries that are installed."""
+    found = {"python": platform.python_version()}
+    for name in libraries:
+        with suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return found

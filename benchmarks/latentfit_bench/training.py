@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from latentfit_bench.datasets import Binarize, binarize
-from latentfit_bench.models import Autoencoder
+from latentfit_bench.models import DeterministicAutoencoder
 
 
 @dataclass(frozen=True)
@@ -21,13 +21,13 @@ class Trained:
         seconds: Wall-clock time.
     """
 
-    model: Autoencoder
+    model: DeterministicAutoencoder
     history: dict[str, list[float]]
     seconds: float
 
 
 def train_autoencoder(
-    build: Callable[[], Autoencoder],
+    build: Callable[[], DeterministicAutoencoder],
     images: Tensor,
     *,
     epochs: int,

@@ -17,16 +17,18 @@ _RANGE = 8.0  # deviations that the marginals' panel shows
 
 
 def draw(diagnosis: Diagnosis) -> Figure:
-    """Draw four panels: spectrum, leading principal axes, marginals, TwoNN's line."""
+    """Draw four panels: spectrum, leading principal axes, marginals, TwoNN's line; none if all is equal."""
     figure = Figure(figsize=(10, 8), layout="constrained")
-    panels = figure.subplots(2, 2).ravel()
-    for panel, axes in zip((_spectrum, _leading, _marginals, _twonn), panels, strict=True):
-        if diagnosis.numerical_rank:
-            panel(axes, diagnosis)
-        axes.grid(alpha=0.25, linewidth=0.5)
-        axes.set_axisbelow(True)
     shape = " x ".join(map(str, diagnosis.shape)) or "1"
     figure.suptitle(f"{diagnosis.rows:,} latents of shape {shape}")
+    if not diagnosis.numerical_rank:
+        figure.text(0.5, 0.5, "All latents are equal: there is nothing to draw.", ha="center")
+        return figure
+    panels = figure.subplots(2, 2).ravel()
+    for panel, axes in zip((_spectrum, _leading, _marginals, _twonn), panels, strict=True):
+        panel(axes, diagnosis)
+        axes.grid(alpha=0.25, linewidth=0.5)
+        axes.set_axisbelow(True)
     return figure
 
 

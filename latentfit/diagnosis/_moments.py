@@ -11,6 +11,7 @@ from torch import Tensor
 
 from latentfit.diagnosis._rows import Rows, random_index
 from latentfit.errors import DataError
+from latentfit.moments import beyond_rounding
 
 __all__ = [
     "Moments",
@@ -81,7 +82,7 @@ def measure_moments(rows: Rows) -> Moments:
             f"Expected {rows.what} whose squares are finite; got values from {float(low.min()):.3g} to "
             f"{float(high.max()):.3g}. Scale them down."
         )
-    varies = width > 4 * rows.eps * torch.maximum(low.abs(), high.abs())
+    varies = beyond_rounding(low, high, rows.eps)
     safe = torch.where(varies, width, 1.0)  # whose powers neither overflow nor vanish
     second, fourth = torch.zeros_like(total), torch.zeros_like(total)
     for part in rows.parts():

@@ -19,10 +19,8 @@ from latentfit.store import LatentStore
 __all__ = ["warn_about"]
 
 _LEAST_ROWS = 20
-_HASHED, _MEASURED = (
-    2**22,
-    2**26,
-)  # numbers that are looked at: each takes a tenth of a second or two
+# Numbers that are looked at: each takes a tenth of a second or two.
+_HASHED, _MEASURED = 2**22, 2**26
 _CENTRE_ROWS = 1000  # that the medians are of
 _SQUEEZED = 5.0  # how many times smaller than the scale 95 % of the rows may be
 

@@ -1,0 +1,164 @@
+"""A user's transform with a fault is told of before anything is fitted."""
+
+from typing import Any, Self
+
+import pytest
+import torch
+from torch import Tensor
+
+from latentfit import fit_latent_sampler
+from latentfit.errors import OptionError
+from latentfit.transforms import Moments, Transform
+
+LATENTS = torch.randn(300, 4, generator=torch.Generator().manual_seed(0)) * 2 + 1
+
+
+class Good(Transform):
+    """Cubes of centred latents and some of themselves: monotone, with a determinant that varies."""
+
+    def fit(self, moments: Moments) -> Self:
+        return self.load_state({"mean": moments.mean}, moments.shape)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        return (latents.double() - self.mean).sinh().float()
+
+    def inverse(self, rows: Tensor, dtype: torch.dtype) -> Tensor:
+        return (rows.double().asinh() + self.mean).to(dtype)
+
+    def log_determinant(self, latents: Tensor) -> Tensor:
+        return (latents.double() - self.mean).cosh().log().sum(1).float()
+
+    def state(self) -> dict[str, Tensor]:
+        return {"mean": self.mean}
+
+    def load_state(self, state: dict[str, Tensor], shape: tuple[int, ...]) -> Self:
+        self.mean = state["mean"]
+        return self
+
+    @property
+    def dim(self) -> int:
+        return len(self.mean)
+
+
+def faulty(**members: Any) -> Transform:
+    """Make a Good with other members."""
+    made: Transform = type("Faulty", (Good,), members)()
+    return made
+
+
+def raising(self: Any, *arguments: Any) -> Any:
+    raise ZeroDivisionError("mine")
+
+
+def fit(transform: Transform, latents: Tensor = LATENTS) -> Any:
+    return fit_latent_sampler(None, latents, method="gaussian", transform=transform)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_a_good_one_passes(dtype: torch.dtype) -> None:
+    sampler = fit(Good(), LATENTS.to(dtype))
+    assert sampler.info["transform_class"] == "Good"
+    assert sampler.sample(5, seed=0).dtype == dtype
+
+
+def test_one_without_derivatives_passes() -> None:
+    class Cut(Good):
+        def forward(self, latents: Tensor) -> Tensor:
+            return super().forward(latents.detach())
+
+    assert fit(Cut()).log_prob(LATENTS).shape == (300,)
+
+
+FAULTS: dict[str, tuple[dict[str, Any], str]] = {
+    "rows of another dtype": (
+        {"forward": lambda self, x: Good.forward(self, x).double()},
+        r"Faulty.forward to give a tensor of torch.float32 and shape \(16, 4\); got torch.float64",
+    ),
+    "rows of another shape": (
+        {"forward": lambda self, x: Good.forward(self, x)[:, :3]},
+        r"Faulty.forward .* \(16, 4\); got torch.float32, \(16, 3\)",
+    ),
+    "rows that are no tensor": ({"forward": lambda self, x: None}, "Faulty.forward .* got None"),
+    "latents of another shape": (
+        {"inverse": lambda self, x, dtype: x[0].to(dtype)},
+        r"Faulty.inverse .* \(16, 4\); got torch.float32, \(4,\)",
+    ),
+    "no inverse": (
+        {"inverse": lambda self, x, dtype: x.to(dtype)},
+        r"Faulty.inverse to undo its forward; of .* \(latent 0, dimension 0\) it made",
+    ),
+    "NaN from the inverse": (
+        {"inverse": lambda self, x, dtype: (x * torch.nan).to(dtype)},
+        r"Faulty.inverse to undo its forward; .* it made nan",
+    ),
+    "one determinant for all": (
+        {"log_determinant": lambda self, x: torch.tensor(0.0)},
+        r"Faulty.log_determinant .* shape \(16,\); got torch.float32, \(\)",
+    ),
+    "the inverse's determinant": (
+        {"log_determinant": lambda self, x: -Good.log_determinant(self, x)},
+        "Faulty.log_determinant to be that of its forward, .* at the first latent; got -",
+    ),
+    "a state of numbers": ({"state": lambda self: {"mean": 0.5}}, "Faulty.state to give a dict of"),
+    "no state": (
+        {"state": lambda self: None},
+        "Faulty.state to give a dict of tensors .* got None",
+    ),
+    "a state that lacks something": (
+        {"load_state": lambda self, state, shape: setattr(self, "mean", 0 * state["mean"])},
+        "Faulty.load_state to make the map again .*; rows differ",
+    ),
+    "columns that are no number": ({"dim": "4"}, "Faulty.dim as a whole number .* got '4'"),
+    "more columns than latents have": ({"dim": 5}, "Faulty.dim as a whole number .* 4; got 5"),
+    "a layout of another size": (
+        {"layout": (1, 2, 3)},
+        r"Faulty.layout as None or \(C, H, W\) of 4 values; got \(1, 2, 3\)",
+    ),
+    "constant dimensions that are a tensor": (
+        {"constant": torch.zeros(1)},
+        r"Faulty.constant as a list of dimensions; got tensor",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_told_with_the_method_that_has_it(fault: str) -> None:
+    members, message = FAULTS[fault]
+    if fault == "a state that lacks something":
+        members = {
+            "fit": lambda self, m: Good.load_state(self, {"mean": m.mean}, m.shape)
+        } | members
+    with pytest.raises(OptionError, match=message):
+        fit(faulty(**members))
+
+
+@pytest.mark.parametrize(
+    "method", ["fit", "forward", "inverse", "log_determinant", "state", "load_state"]
+)
+def test_an_error_of_the_users_keeps_its_type_and_tells_where(method: str) -> None:
+    members = {method: raising}
+    if method == "load_state":
+        members["fit"] = lambda self, m: Good.load_state(self, {"mean": m.mean}, m.shape)
+    with pytest.raises(ZeroDivisionError, match="mine") as caught:
+        fit(faulty(**members))
+    assert f"in Faulty.{method}, the transform= of the fit" in caught.value.__notes__
+
+
+def test_fewer_columns_need_no_inverse_of_all() -> None:
+    class First(Good):
+        """Keeps all dimensions but the last."""
+
+        def forward(self, latents: Tensor) -> Tensor:
+            return latents[:, :3].float()
+
+        def inverse(self, rows: Tensor, dtype: torch.dtype) -> Tensor:
+            return torch.cat((rows, self.mean[3].expand(len(rows), 1)), 1).to(dtype)
+
+        def log_determinant(self, latents: Tensor) -> Tensor:
+            return torch.zeros(len(latents))
+
+        @property
+        def dim(self) -> int:
+            return 3
+
+    assert fit(First()).sample(7, seed=0).shape == (7, 4)
