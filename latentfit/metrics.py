@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "c2st",
+    "density_coverage",
     "energy_distance",
     "frechet_distance",
     "frechet_distance_from_moments",
@@ -174,10 +175,51 @@ def energy_distance(x: npt.ArrayLike | torch.Tensor, y: npt.ArrayLike | torch.Te
     return float(2 * _total_distance(a, b) / (n * m) - within)
 
 
-def _total_distance(a: FloatArray, b: FloatArray) -> float:
+def density_coverage(
+    real: npt.ArrayLike | torch.Tensor, fake: npt.ArrayLike | torch.Tensor, *, k: int = 5
+) -> tuple[float, float]:
+    """Density and coverage: whether fake rows lie where real ones do, and whether they are there everywhere.
+
+    Around each real row is a ball that reaches to its k-th nearest other real row. Density counts the balls
+    that a fake row lies in, coverage the balls that hold a fake row (Naeem et al., 2020, arXiv:2002.09797).
+
+    Args:
+        real: (n, d), n > k.
+        fake: (m, d), m >= 2; coverage grows with m, so compare values at one n and m only.
+        k: Which neighbour.
+
+    Returns:
+        Density, >= 0 and 1 on average for fakes that are as good as real ones, and coverage in [0, 1].
+
+    Raises:
+        DataError: Shapes that don't match, too few rows, or k < 1.
+        NonFiniteError: NaN or infinity.
+
+    >>> density_coverage([[0.0], [1.0], [2.0]], [[0.1], [5.0]], k=1)
+    (1.0, 0.6666666666666666)
+    """
+    a, b = _pair(real, fake, least=2)
+    if not 1 <= k < len(a):
+        raise DataError(f"Expected k from 1 to {len(a) - 1}, one less than the real rows; got {k}.")
+    inside, covered = 0, 0
+    for start in range(0, len(a), _CHUNK):
+        part = a[start : start + _CHUNK]
+        radius = np.partition(_distances(part, a), k, axis=1)[:, k]  # itself is the nearest
+        within = _distances(part, b) < radius[:, None]  # as the authors' own code has it
+        inside += int(within.sum())
+        covered += int(within.any(axis=1).sum())
+    return inside / (k * len(b)), covered / len(a)
+
+
+def _distances(a: FloatArray, b: FloatArray) -> FloatArray:
     from scipy.spatial.distance import cdist
 
-    return float(sum(cdist(a[i : i + _CHUNK], b).sum() for i in range(0, len(a), _CHUNK)))
+    distances: FloatArray = cdist(a, b)
+    return distances
+
+
+def _total_distance(a: FloatArray, b: FloatArray) -> float:
+    return float(sum(_distances(a[i : i + _CHUNK], b).sum() for i in range(0, len(a), _CHUNK)))
 
 
 def _pair(x: Any, y: Any, *, least: int) -> tuple[FloatArray, FloatArray]:
