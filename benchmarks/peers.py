@@ -247,8 +247,8 @@ def table(results: dict[str, Any]) -> str:
     parts.append(
         f"\nBy `python benchmarks/peers.py`, {repeats} repeats, {used['jobs']} fits at a time with "
         f"{used['torch_threads']} threads each on {used['cpus']} cores, with {made_with}; "
-        f"{results['created']}. Seconds of latentfit and Pythae, which are given images, have the encoding in them; peak memory has "
-        "that of imports and data.\n"
+        f"{results['created']}. Seconds of latentfit and Pythae, which are given images, have "
+        "the encoding in them; peak memory has that of imports and data.\n"
     )
     return "".join(parts)
 
