@@ -122,6 +122,7 @@ def test_public_names():
     ]
     assert sorted(latentfit.metrics.__all__) == [
         "c2st",
+        "density_coverage",
         "energy_distance",
         "frechet_distance",
         "frechet_distance_from_moments",
