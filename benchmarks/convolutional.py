@@ -38,7 +38,7 @@ TRANSFORMS = ("auto", "scale", "standardize", "whiten", "none")
 BASELINES = ("Real", "Reconstruction", "Resample")
 # Methods with other options than their defaults, by the name of their row.
 VARIANTS: dict[str, dict[str, Any]] = {
-    "flow-matching sharp": {"method": "flow-matching", "guidance": 0.35},
+    "flow-matching sharp": {"method": "flow-matching", "guidance": 0.6},
     "flow-matching unguided": {"method": "flow-matching", "guidance": 0.0},
     "flow-matching 2 min": {"method": "flow-matching", "max_seconds": 120.0},
 }

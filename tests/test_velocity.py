@@ -164,17 +164,18 @@ def test_time_and_context_matter_to_the_deep_field(dim: int, context_dim: int) -
         assert (given[0] - other).abs().amax(1).min() > 1e-3
 
 
-def test_guidance_multiplies_what_the_network_adds() -> None:
+@pytest.mark.parametrize("t, share", [(0.0, 0.0), (0.3, 0.0), (0.45, 0.5), (0.6, 1.0), (1.0, 1.0)])
+def test_guidance_multiplies_what_the_network_adds_later_on(t: float, share: float) -> None:
     field, x = random_deep_field(6), normal(4, 6).double()
     units = 6**0.5 * torch.eye(6, dtype=torch.float64)
-    plain = field.with_divergence(x, 0.4, None, units)
-    error = field.error(x, x + 1, torch.full((4, 1), 0.4).double(), None)
+    plain = field.with_divergence(x, t, None, units)
+    error = field.error(x, x + 1, torch.full((4, 1), t).double(), None)
     field.guidance.fill_(0.5)
-    guided = field.with_divergence(x, 0.4, None, units)
-    torch.testing.assert_close(guided[0], 1.5 * plain[0])
-    torch.testing.assert_close(guided[1], 1.5 * plain[1])
-    torch.testing.assert_close(field(x, 0.4), guided[0])
-    again = field.error(x, x + 1, torch.full((4, 1), 0.4).double(), None)
+    guided = field.with_divergence(x, t, None, units)
+    torch.testing.assert_close(guided[0], (1 + 0.5 * share) * plain[0])
+    torch.testing.assert_close(guided[1], (1 + 0.5 * share) * plain[1])
+    torch.testing.assert_close(field(x, t), guided[0])
+    again = field.error(x, x + 1, torch.full((4, 1), t).double(), None)
     assert torch.equal(again, error)  # training does not see it
 
 
@@ -195,7 +196,7 @@ def test_guidance_is_as_given_and_needs_held_out_rows(
     assert float(field.guidance) == pytest.approx(used)
 
 
-@pytest.mark.parametrize("slope, least, most", [(0.8, 0.2, 0.3), (1.0, 0.0, 0.0), (1.3, 0.0, 0.0)])
+@pytest.mark.parametrize("slope, least, most", [(0.8, 0.2, 0.4), (1.0, 0.0, 0.0), (1.3, 0.0, 0.0)])
 def test_guidance_makes_up_for_what_was_not_learnt(slope: float, least: float, most: float) -> None:
     """Two clusters, the flow to which a field knows in closed form, but for a factor."""
 

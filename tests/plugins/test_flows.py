@@ -11,8 +11,9 @@ from nflows.transforms.splines.rational_quadratic import (
 from torch import Tensor
 
 from latentfit.plugin import FlowSampler, GaussianMixture, OptionError, Run
-from latentfit_nflows import Spline, SplineAR, rational_quadratic_spline
+from latentfit_nflows import Spline, SplineAR
 from latentfit_normflows import MAF, Planar, Radial, RealNVP
+from latentfit_rational_quadratic import FusedSpline, rational_quadratic_spline
 
 FLOWS: dict[str, Any] = {
     "realnvp": lambda **o: RealNVP(**{"layers": 3, "hidden": (16,)} | o),
@@ -300,6 +301,61 @@ def test_the_kernel_is_that_of_nflows_with_its_gradients(
     for one, other in zip(mine, theirs, strict=True):
         assert one.grad is not None
         torch.testing.assert_close(one.grad, other.grad, rtol=1e-7, atol=1e-8)
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.25])
+@pytest.mark.parametrize(
+    "bins, bound, spread", [(2, 1.0, 1.0), (8, 5.0, 1.0), (8, 5.0, 6.0), (30, 3.0, 3.0)]
+)
+def test_the_fused_kernel_is_that_of_nflows_with_its_gradients(
+    bins: int, bound: float, spread: float, scale: float
+) -> None:
+    x = 1.3 * bound * (2 * torch.rand(400, 5, dtype=torch.float64) - 1)
+    x[0] = torch.tensor([bound, -bound, 0.0, 2 * bound, torch.inf])
+    params = spread * torch.randn(400, 5, 3 * bins - 1, dtype=torch.float64)
+    mine, theirs = ([t.clone().requires_grad_() for t in (x, params)] for _ in range(2))
+    got = FusedSpline.apply(*mine, scale, bound, (1e-3, 1e-3, 1e-3))
+    widths, heights, derivatives = theirs[1].split((bins, bins, bins - 1), -1)
+    shape = widths * scale, heights * scale, derivatives
+    expected = reference(theirs[0], *shape, tails="linear", tail_bound=bound)
+    for one, other in zip(got, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
+    weights = torch.randn(2, 400, 5, dtype=torch.float64)
+    for out, log_derivative in (got, expected):
+        inside = out.isfinite()
+        ((out * weights[0])[inside].sum() + (log_derivative * weights[1]).sum()).backward()
+    for one, other in zip(mine, theirs, strict=True):
+        assert one.grad is not None
+        assert other.grad is not None
+        rows = slice(1, None)  # nflows' own gradient at a bound is that of one side
+        torch.testing.assert_close(one.grad[rows], other.grad[rows], rtol=1e-7, atol=1e-8)
+        assert one.grad.isfinite().all()
+
+
+def test_the_fused_kernel_trains_in_float32_and_knows_no_second_gradient() -> None:
+    params = (20 * torch.randn(5000, 1, 23)).requires_grad_()
+    x = (6 * (2 * torch.rand(5000, 1) - 1)).requires_grad_()
+    y, log_derivative = FusedSpline.apply(x, params, 1.0, 5.0, (1e-3, 1e-3, 1e-3))
+    (gradient,) = torch.autograd.grad(y.sum() + log_derivative.sum(), x, create_graph=True)
+    assert gradient.isfinite().all()
+    with pytest.raises(RuntimeError, match="does not require grad"):
+        gradient.sum().backward()
+
+
+@pytest.mark.parametrize("cls", [Spline, SplineAR])
+def test_a_spline_in_training_is_the_same_spline(cls: Any) -> None:
+    flow = cls(layers=2, base="normal").requires_grad_(True)
+    flow.build(4, 100)
+    for parameter in flow.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    rows = 3 * torch.randn(300, 4)
+    found = []
+    for module in (flow.double().train(), flow.eval()):
+        module.zero_grad()
+        score = module.log_prob(rows.double())
+        score.mean().backward()
+        found.append((score.detach(), [p.grad.clone() for p in module.parameters()]))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("scale", [0.0, 1.0, 10.0])
