@@ -1,7 +1,7 @@
 """Compare latentfit with Pythae, scikit-learn and loops over raw libraries, on one autoencoder of MNIST.
 
     pip install -e '.[peers]'
-    python benchmarks/peers.py --cache DIR [--data-dir DIR] [--repeats 3] [--jobs 2] [--only realnvp,gmm]
+    python benchmarks/peers.py --cache DIR [--data-dir DIR] [--repeats 3] [--jobs 2] [--only "realnvp;gmm"]
         [--out benchmarks/results/peers]
 
 The paper's autoencoder is trained once and kept in the cache. Each fit runs in a process of its own, which
@@ -14,7 +14,6 @@ import argparse
 import json
 import math
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -48,6 +47,7 @@ from peer_contestants import (
     Fitted,
     Task,
     Watch,
+    peak_mb,
 )
 
 SAMPLES = 10_000
@@ -91,12 +91,10 @@ def measure(name: str, repeat: int, arguments: argparse.Namespace) -> dict[str, 
     before = peak_mb()
     watch = Watch()
     fitted = CONTESTANTS[name](Task(model, train, latents, repeat), watch)
-    if not watch.curve and not watch.seconds:
-        watch.stop()
     result: dict[str, Any] = {
         "fit_seconds": watch.seconds,
-        "peak_mb": peak_mb(),
-        "before_mb": before,
+        "peak_mb": watch.peak_mb or peak_mb(),
+        "before_mb": before,  # with imports, images and latents
     }
     started = time.perf_counter()
     z = fitted.sample(SAMPLES)
@@ -119,16 +117,11 @@ def measure(name: str, repeat: int, arguments: argparse.Namespace) -> dict[str, 
     real, fake = (classifier.model.features(x)[0] for x in (train[some], images))
     measured["density"], measured["coverage"] = density_coverage(real, fake)
     curve = []
-    for seconds, early in watch.curve:
-        curve.append({"seconds": seconds, **judge(early, early.sample(SAMPLES))[0]})
+    for state, seconds, early in watch.curve:
+        if early is not fitted:
+            row = judge(early, early.sample(SAMPLES))[0]
+            curve.append({"state": state, "seconds": seconds, **row})
     return result | measured | {"curve": curve}
-
-
-def peak_mb() -> float:
-    """Peak resident memory of this process so far, in MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (
-        1e6 if sys.platform == "darwin" else 1e3
-    )
 
 
 def in_a_process(name: str, repeat: int, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -243,7 +236,8 @@ def table(results: dict[str, Any]) -> str:
         parts.append("| " + " | ".join(cells) + " |\n")
     made_with = ", ".join(f"{name} {number}" for name, number in results["versions"].items())
     used = results["machine"]
-    repeats = max(len(of) for of in rows.values())
+    counts = sorted({len(of) for of in rows.values()})
+    repeats = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
     parts.append(
         f"\nBy `python benchmarks/peers.py`, {repeats} repeats, {used['jobs']} fits at a time with "
         f"{used['torch_threads']} threads each on {used['cpus']} cores, with {made_with}; "
@@ -261,8 +255,10 @@ def figure(results: dict[str, Any], path: Path) -> None:
     for number, (name, of) in enumerate(
         (n, rows[n]) for n in CONTESTANTS if n in rows and n != FLOOR
     ):
-        curves = [[*row["curve"], row | {"seconds": row["fit_seconds"]}] for row in of]
-        points = list(zip(*curves, strict=False))
+        states = [{s["state"]: s for s in row["curve"]} for row in of]
+        common = [name for name in states[0] if all(name in other for other in states)]
+        points = [[other[name] for other in states] for name in common]
+        points.append([row | {"seconds": row["fit_seconds"]} for row in of])
         seconds = [statistics.median(state["seconds"] for state in states) for states in points]
         fcd = [statistics.median(state["fcd"] for state in states) for states in points]
         order = sorted(range(len(seconds)), key=seconds.__getitem__)
@@ -312,6 +308,8 @@ def main() -> None:
     if arguments.data_dir:
         arguments.data_dir = arguments.data_dir.resolve()
     names = arguments.only.split(";") if arguments.only else list(CONTESTANTS)
+    if unknown := [name for name in names if name not in CONTESTANTS]:
+        parser.error(f"Expected names of {', '.join(CONTESTANTS)}; got {', '.join(unknown)}.")
     data = load_mnist(arguments.data_dir, log=log)
     trained(arguments.cache / "autoencoder.safetensors", data.train_images)
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -326,6 +324,7 @@ def main() -> None:
         for name in names
         if all(row["repeat"] != repeat for row in results["rows"].get(name, ()))
     ]
+    failed = 0
     with ThreadPoolExecutor(arguments.jobs) as pool:
         waiting = {
             pool.submit(in_a_process, name, repeat, arguments): (name, repeat)
@@ -334,26 +333,35 @@ def main() -> None:
         for future in as_completed(waiting):
             name, repeat = waiting[future]
             if future.exception():
+                failed += 1
                 log(str(future.exception()))
                 continue
-            row = {"repeat": repeat, **future.result()}
+            made = {"repeat": repeat, "created": datetime.now(UTC).isoformat(timespec="seconds")}
+            row = made | {"jobs": arguments.jobs, **future.result()}
             results["rows"].setdefault(name, []).append(row)
             log(f"{name}, repeat {repeat}: FCD {row['fcd']:.2f} in {row['fit_seconds']:.1f} s")
             results |= {
-                "created": datetime.now(UTC).isoformat(timespec="seconds"),
+                "created": row["created"],
                 "samples": SAMPLES,
                 "classifier_sha256": load_classifier("mnist").sha256,
                 "data_sha256": data.sha256,
                 "machine": machine()
                 | {"torch_threads": int(os.environ["OMP_NUM_THREADS"]), "jobs": arguments.jobs},
                 "versions": versions(LIBRARIES),
-                "bars": bars(results["rows"]),
             }
-            write_atomically(path, (json.dumps(results, indent=1) + "\n").encode())
-            write_atomically(path.with_name("table.md"), table(results).encode())
+            write(results, path)
     if results["rows"]:
+        write(results, path)
         figure(results, path.with_name("quality.png"))
         log(json.dumps(results["bars"], indent=1))
+    sys.exit(1 if failed else 0)
+
+
+def write(results: dict[str, Any], path: Path) -> None:
+    """Write the results, with the bars, and the table."""
+    results["bars"] = bars(results["rows"])
+    write_atomically(path, (json.dumps(results, indent=1) + "\n").encode())
+    write_atomically(path.with_name("table.md"), table(results).encode())
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from torch import Tensor
 from latentfit.affine import Standardize
 from latentfit.condition import fit_condition, kind_of
 from latentfit.errors import DataError, OptionError
-from latentfit.fitting import Plan, fit_class
+from latentfit.fitting import Plan, fit_class, fitted_transform
 from latentfit.metrics import c2st, energy_distance
 from latentfit.moments import measure
 from latentfit.preparing import split
@@ -22,6 +22,7 @@ from latentfit.rows import draw_index
 from latentfit.sampler import LatentSampler
 from latentfit.sampler_base import Sampler
 from latentfit.store import LatentStore
+from latentfit.transforms import Transform
 
 __all__ = ["AUTO", "AutoOptions", "fit_best", "load_candidates"]
 
@@ -114,6 +115,8 @@ def fit_best(
             f"Expected enough latents to set {_LEAST_ROWS} aside for the comparison; got {total} in "
             "all. Name a method, or raise validation."
         )
+    if isinstance(plan.transform, Transform):  # its faults are no candidate's
+        fitted_transform(next(iter(classes.values())), latents, plan)
     judge = _Judge(judged, known, plan.seed)
     budget = BUDGET if plan.max_seconds is None else plan.max_seconds
     began = time.monotonic()

@@ -42,9 +42,15 @@ def check_transform(transform: Any) -> None:
     Raises:
         OptionError: With what there is.
     """
-    if isinstance(transform, Transform) or (
-        isinstance(transform, str) and transform in (AUTO, *TRANSFORMS)
-    ):
+    if isinstance(transform, Transform):
+        if transform.name in TRANSFORMS and type(transform) is not TRANSFORMS[transform.name]:
+            raise OptionError(
+                f"Expected a transform of a class with a name of its own; got {type(transform).__name__}, "
+                f"whose name is {transform.name!r}. Use transform={transform.name!r}, or set name = 'custom' "
+                "in the class."
+            )
+        return
+    if isinstance(transform, str) and transform in (AUTO, *TRANSFORMS):
         return
     listed = ", ".join(repr(name) for name in (AUTO, *TRANSFORMS))
     raise OptionError(
@@ -104,7 +110,7 @@ def fit_transform(
             raise OptionError(
                 f"Expected {type(transform).__name__}.fit to return the transform itself; got {fitted!r}."
             )
-        return fitted.name, fitted
+        return fitted.name if fitted.name in TRANSFORMS else CUSTOM, fitted
     if transform != AUTO:
         return transform, TRANSFORMS[transform]().fit(moments)
     preferred = TRANSFORMS[cls.preferred_transform]()
@@ -164,7 +170,7 @@ def saved_transform(name: str, given: Transform | None, class_name: str | None) 
                 "tensors, not its code; got none. Use load_sampler(path, transform=...) with an object of "
                 "the same class."
             )
-        names = [cls.__qualname__ for cls in type(given).__mro__]
+        names = [cls.__name__ for cls in type(given).__mro__]
         if class_name is not None and class_name not in names:
             raise OptionError(
                 f"Expected transform as an object of {class_name}, with which the sampler was fitted; got "

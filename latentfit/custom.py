@@ -19,6 +19,7 @@ __all__ = ["check_transform_object", "told_of"]
 
 ROWS = 16  # latents that it is tried on
 _MOST_JACOBIAN = 64  # dimensions up to which the determinant is computed
+_DETERMINANTS = 3  # latents at which it is
 _SHARE = 0.01  # of a dimension's range that a latent may move there and back
 
 
@@ -33,59 +34,84 @@ def told_of(transform: Transform, method: str) -> Iterator[None]:
 
 
 def check_transform_object(
-    transform: Transform, given: Transform, latents: Tensor, moments: Moments
+    transform: Transform,
+    given: Transform,
+    latents: Tensor,
+    moments: Moments,
+    device: torch.device,
 ) -> None:
     """Try a user's fitted transform on some of the latents that it was fitted to.
 
-    What would come to light hours later, or never, is told here: wrong shapes and dtypes, a state that can't
-    be saved or does not make the same map again, an inverse that is none, and a determinant that is another
-    one's.
+    What would come to light hours later, or never, is told here: wrong shapes and dtypes, tensors on the
+    wrong device, a state that can't be saved or does not make the same map again, an inverse that is none,
+    and a determinant that is another one's.
 
     Args:
         transform: The fitted object.
         given: The user's own, not fitted.
-        latents: Some latents (n, D), n >= 1.
+        latents: Some latents (n, D), n >= 1; they are not changed.
         moments: Those that it was fitted to.
+        device: Where the sampler will draw and score.
 
     Raises:
         OptionError: With the method that is wrong, what was expected of it and what came.
     """
-    tried = _Trial(transform)
     _check_numbers(transform, latents.shape[1])
-    rows = tried.call("forward", latents)
-    tried.expect("forward", rows, (len(latents), transform.dim), torch.float32)
-    back = tried.call("inverse", rows, latents.dtype)
-    tried.expect("inverse", back, tuple(latents.shape), latents.dtype)
-    determinant = tried.call("log_determinant", latents)
-    tried.expect("log_determinant", determinant, (len(latents),), torch.float32)
-    if not rows.isfinite().all():
+    tried = _Trial(transform, latents)
+    if not tried.rows.isfinite().all():
         return  # told where all rows are looked at
     if transform.dim == latents.shape[1]:
-        _check_inverse(transform, latents, back, moments)
-        _check_determinant(transform, latents[:1], float(determinant[0]))
-    _check_state(tried, given, latents, rows, moments.shape)
+        _check_inverse(tried, latents, moments)
+        _check_determinant(tried, latents)
+    else:
+        _check_projection(tried)
+    _check_state(tried, given, latents, moments.shape)
+    if device.type != "cpu":
+        _Trial(transform, latents.to(device))
 
 
 class _Trial:
-    """Calls to a transform, and what they gave."""
+    """What a transform makes of latents, each method called with copies of its own.
 
-    def __init__(self, transform: Transform) -> None:
-        self.transform = transform
+    Args:
+        transform: The fitted object.
+        latents: (n, D), on the device where it is tried.
+
+    Attributes:
+        rows: Its forward's, (n, d).
+        back: Its inverse's of these, (n, D).
+        determinant: (n,).
+    """
+
+    def __init__(self, transform: Transform, latents: Tensor) -> None:
+        self.transform, self.device = transform, latents.device
         self.name = type(transform).__name__
+        n, dtype = len(latents), latents.dtype
+        self.rows = self.call("forward", latents)
+        self.expect("forward", self.rows, (n, transform.dim), torch.float32)
+        self.back = self.call("inverse", self.rows, dtype)
+        self.expect("inverse", self.back, tuple(latents.shape), dtype)
+        self.determinant = self.call("log_determinant", latents)
+        self.expect("log_determinant", self.determinant, (n,), torch.float32)
 
     @torch.no_grad()
     def call(self, method: str, *arguments: Any) -> Any:
         """Call one of its methods."""
+        copies = [a.clone() if isinstance(a, Tensor) else a for a in arguments]
         with told_of(self.transform, method):
-            return getattr(self.transform, method)(*arguments)
+            return getattr(self.transform, method)(*copies)
 
     def expect(self, method: str, found: Any, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-        """Refuse what is no tensor of this shape and dtype."""
-        if isinstance(found, Tensor) and tuple(found.shape) == shape and found.dtype == dtype:
-            return
-        got = f"{found.dtype}, {tuple(found.shape)}" if isinstance(found, Tensor) else repr(found)
+        """Refuse what is no tensor of this shape and dtype on the device."""
+        where = self.device.type
+        got = repr(found)
+        if isinstance(found, Tensor):
+            if (found.dtype, tuple(found.shape), found.device.type) == (dtype, shape, where):
+                return
+            got = f"{found.dtype}, {tuple(found.shape)}, on {found.device.type!r}"
         raise OptionError(
-            f"Expected {self.name}.{method} to give a tensor of {dtype} and shape {shape}; got {got}."
+            f"Expected {self.name}.{method} to give a tensor of {dtype} and shape {shape} on {where!r}; got "
+            f"{got}."
         )
 
 
@@ -109,41 +135,61 @@ def _check_numbers(transform: Transform, most: int) -> None:
         raise OptionError(f"Expected {name}.constant as a list of dimensions; got {constant!r}.")
 
 
-def _check_inverse(transform: Transform, latents: Tensor, back: Tensor, moments: Moments) -> None:
-    latents, back = latents.double(), back.double()
-    rounding = 16 * torch.finfo(moments.dtype).eps * latents.abs()
-    room = _SHARE * (moments.high - moments.low).to(latents) + rounding
-    off = ~((back - latents).abs() <= room)
+def _rounding(*dtypes: torch.dtype) -> float:
+    """A few units of the coarsest precision on the way: rows are float32 at best."""
+    return 64 * max(torch.finfo(dtype).eps for dtype in (torch.float32, *dtypes))
+
+
+def _check_inverse(tried: _Trial, latents: Tensor, moments: Moments) -> None:
+    there, back = latents.double(), tried.back.double()
+    # A rotation spreads the rounding of the largest dimension over all.
+    rounding = _rounding(moments.dtype) * there.norm(dim=1, keepdim=True)
+    room = _SHARE * (moments.high - moments.low).to(there) + rounding
+    off = ~((back - there).abs() <= room)
     if off.any():
         i, j = (int(index) for index in off.nonzero()[0])
         raise OptionError(
-            f"Expected {type(transform).__name__}.inverse to undo its forward; of "
-            f"{latents[i, j]:.6g} (latent {i}, dimension {j}) it made {back[i, j]:.6g}."
+            f"Expected {tried.name}.inverse to undo its forward; of {there[i, j]:.9g} (latent {i}, "
+            f"dimension {j}) it made {back[i, j]:.9g}."
         )
 
 
-def _check_determinant(transform: Transform, latent: Tensor, told: float) -> None:
-    dim = latent.shape[1]
+def _check_projection(tried: _Trial) -> None:
+    """Of a map to fewer columns, rows have to come back: what it keeps of a latent, it keeps."""
+    again = tried.call("forward", tried.back)
+    room = _SHARE * (1 + tried.rows.abs().amax())
+    off = ~((again - tried.rows).abs() <= room)
+    if off.any():
+        i, j = (int(index) for index in off.nonzero()[0])
+        raise OptionError(
+            f"Expected {tried.name}.forward to give the rows again that {tried.name}.inverse was given; of "
+            f"{tried.rows[i, j]:.9g} (row {i}, column {j}) they made {again[i, j]:.9g}."
+        )
+
+
+def _check_determinant(tried: _Trial, latents: Tensor) -> None:
+    dim = latents.shape[1]
     if dim > _MOST_JACOBIAN:
         return
-    jacobian = None
-    with suppress(Exception):  # a forward without derivatives: then there is none to compare with
-        jacobian = torch.autograd.functional.jacobian(
-            lambda x: transform.forward(x[None])[0], latent[0].double()
-        )
-    if jacobian is None or not jacobian.isfinite().all() or not jacobian.any():
-        return
-    found = float(torch.linalg.slogdet(jacobian.double())[1])
-    if not abs(told - found) <= 0.01 * (1 + dim / 8) + 1e-4 * abs(found):
-        raise OptionError(
-            f"Expected {type(transform).__name__}.log_determinant to be that of its forward, {found:.4f} at "
-            f"the first latent; got {told:.4f}. All densities would be wrong."
-        )
+    for i in range(min(_DETERMINANTS, len(latents))):
+        jacobian = None
+        with suppress(
+            Exception
+        ):  # a forward without derivatives: then there is none to compare with
+            jacobian = torch.autograd.functional.jacobian(
+                lambda x: tried.transform.forward(x[None])[0], latents[i].double()
+            )
+        if jacobian is None or not jacobian.isfinite().all() or not jacobian.any():
+            return
+        found, told = float(torch.linalg.slogdet(jacobian.double())[1]), float(tried.determinant[i])
+        if found != told and not abs(told - found) <= 0.01 * (1 + dim / 8) + 1e-4 * abs(found):
+            raise OptionError(
+                f"Expected {tried.name}.log_determinant to be that of its forward, {found:.4f} at latent "
+                f"{i}; got {told:.4f}. All densities would be wrong."
+            )
 
 
-def _check_state(
-    tried: _Trial, given: Transform, latents: Tensor, rows: Tensor, shape: tuple[int, ...]
-) -> None:
+def _check_state(tried: _Trial, given: Transform, latents: Tensor, shape: tuple[int, ...]) -> None:
     state = tried.call("state")
     if not isinstance(state, dict) or not all(
         isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
@@ -156,9 +202,10 @@ def _check_state(
     with told_of(loaded, "load_state"):
         loaded.load_state(saved, shape)
     with told_of(loaded, "forward"), torch.no_grad():
-        again = loaded.forward(latents)
-    if not torch.equal(again, rows):
+        again = loaded.forward(latents.clone())
+    room = 1e-3 * (1 + tried.rows.abs())  # a state may be rounded, or worked out anew
+    if again.shape != tried.rows.shape or not ((again - tried.rows).abs() <= room).all():
         raise OptionError(
             f"Expected {tried.name}.load_state to make the map again that {tried.name}.state describes; rows "
-            "differ. Does the state hold all that fit chose?"
+            "differ. Does the state hold all that fit chose, and is forward free of chance?"
         )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import numbers
 import os
-from collections.abc import Sized
 from contextlib import nullcontext
 from typing import Any
 
@@ -108,21 +107,25 @@ def fit_latent_sampler(
         EncoderOutputError: The encoder returned no single tensor.
         DivergenceError: Training left the finite numbers; its ``sampler`` has the last finite weights.
     """
-    _check_arguments(validation, batch_size, progress, max_seconds)
     workers = workers_of(accelerator)
+    if workers.count > 1:
+        workers.agree(
+            method=method,
+            condition=condition,
+            output=output,
+            autocast=autocast,
+            transform=transform,
+            validation=validation,
+            batch_size=batch_size,
+            seed=seed,
+            store=store,
+            encoder=encoder,
+            dataset=dataset,
+            **options,
+        )
+        max_seconds = workers.first(max_seconds)
     seed = workers.first(check_seed(seed))
-    workers.agree(
-        method=method,
-        options=options,
-        transform=transform if isinstance(transform, str) else type(transform).__name__,
-        validation=validation,
-        batch_size=batch_size,
-        max_seconds=max_seconds,
-        store=None if store is None else os.fspath(store),
-        encoder=type(encoder).__name__,
-        condition=condition if isinstance(condition, str) else type(condition).__name__,
-        **{"length of the dataset": len(dataset) if isinstance(dataset, Sized) else None},
-    )
+    _check_arguments(validation, batch_size, progress, max_seconds)
     plugin_class = None if method == AUTO else load_sampler_class(method)
     resolved = resolve_options(plugin_class or AutoOptions, options, method=method)
     candidates = {} if plugin_class else load_candidates(resolved["methods"])

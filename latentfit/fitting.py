@@ -31,7 +31,7 @@ from latentfit.store import LatentStore
 from latentfit.training import Run
 from latentfit.transforms import Transform
 
-__all__ = ["Plan", "check_condition", "fit_class"]
+__all__ = ["Plan", "check_condition", "fit_class", "fitted_transform"]
 
 
 @dataclass(frozen=True)
@@ -94,14 +94,7 @@ def fit_class(
     if labels is not None:
         check_condition(cls, kind_of(labels), method)
     _check_latents(latents)
-    covariance = needs_covariance(plan.transform, cls, shape_of(latents))
-    if isinstance(latents, Tensor):
-        moments = measure([latents], covariance=covariance)
-    else:
-        moments = latents.moments(covariance=covariance)
-    transform, mapping = fit_transform(plan.transform, cls, moments)
-    if isinstance(plan.transform, Transform):
-        check_transform_object(mapping, plan.transform, _some(latents), moments)
+    transform, mapping = fitted_transform(cls, latents, plan)
     if mapping.dim == 0:
         raise DataError(
             f"Expected latents that vary; all {len(latents)} are equal. Does the encoder ignore its input?"
@@ -166,6 +159,26 @@ def fit_class(
         failure.sampler = sampler if run.history else None
         raise failure
     return sampler
+
+
+def fitted_transform(
+    cls: type[Sampler], latents: Tensor | LatentStore, plan: Plan
+) -> tuple[str, Transform]:
+    """Choose the transform of a fit, fit it, and try it if it is the user's own: its name and the object.
+
+    Raises:
+        OptionError: A fault of the user's.
+        DataError: Latents that it can't take.
+    """
+    covariance = needs_covariance(plan.transform, cls, shape_of(latents))
+    if isinstance(latents, Tensor):
+        moments = measure([latents], covariance=covariance)
+    else:
+        moments = latents.moments(covariance=covariance)
+    name, mapping = fit_transform(plan.transform, cls, moments)
+    if isinstance(plan.transform, Transform):
+        check_transform_object(mapping, plan.transform, _some(latents), moments, plan.device)
+    return name, mapping
 
 
 def _some(latents: Tensor | LatentStore) -> Tensor:

@@ -86,7 +86,7 @@ class GaussianField(Field):
         """How much of the guidance there is at times t: none up to 0.3, all of it from 0.6 on.
 
         Early on, guidance draws all paths to where most of the rows are (Kynkäänniemi et al., 2024,
-        arXiv:2404.07724); a gradual rise keeps the solver's order.
+        arXiv:2404.07724). A gradual rise is easy on the solver.
         """
         rise = ((t - _GUIDED[0]) / (_GUIDED[1] - _GUIDED[0])).clamp(0, 1)
         return rise.square() * (3 - 2 * rise)

@@ -111,6 +111,8 @@ def _remedy(role: str, usable: Mapping[Any, Any], within: str) -> str:
     if not usable:
         return "Choose with output=lambda returned: ..., which gives the tensor."
     choices = [f"output={f'{within}{name}' if within else name!r}" for name in usable]
+    if within.startswith("-") or within.count(".") > 1:  # no path that could be followed
+        return "Choose with output=lambda returned: ..., which gives the tensor."
     if not within and _gaussian(usable) is not None:
         choices += ["output='mean'", "output='sample'"]
     return f"Choose with {' or '.join(dict.fromkeys(choices))}."

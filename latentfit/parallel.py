@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -57,12 +59,12 @@ class Workers:
     def agree(self, **arguments: Any) -> None:
         """Make sure that all were given the same: else they would wait for each other for ever, or mix.
 
+        Numbers and texts are compared, of all else the type and the length.
+
         Raises:
             OptionError: They were not; in all processes, with the first difference.
         """
-        if self.count == 1:
-            return
-        told = self.gather([{name: repr(value) for name, value in arguments.items()}])
+        told = self.gather([{name: _told(value) for name, value in arguments.items()}])
         for rank, other in enumerate(told):
             for name, value in told[0].items():
                 if other[name] != value:
@@ -117,6 +119,17 @@ class Workers:
     def pick(self, rows: Tensor) -> Tensor:
         """Take this process's share of a minibatch."""
         return rows if self.count == 1 else rows[self.rank :: self.count]
+
+
+def _told(value: Any) -> str:
+    members = value if isinstance(value, tuple | list) else (value,)
+    plain = (str, int, float, os.PathLike, torch.dtype, type(None))
+    if all(isinstance(member, plain) for member in members):
+        return repr(value)
+    name = type(value).__name__
+    with suppress(Exception):  # many have none
+        return f"{name} of length {len(value)}"
+    return name
 
 
 SOLO = Workers()

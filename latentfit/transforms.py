@@ -24,7 +24,7 @@ class Transform(ABC):
     the object that it is given. Latents may be on any device, where the map works, too.
 
     Attributes:
-        name: What ``info["transform"]`` says; "custom" for all that are not latentfit's own.
+        name: What ``info["transform"]`` says of latentfit's own; of all others it says "custom".
         needs_covariance: Whether :meth:`fit` wants ``moments.covariance``, (D, D) numbers.
     """
 

@@ -150,7 +150,7 @@ class SplineAR(_SplineFlow):
 
 
 class _Coupling(PiecewiseRationalQuadraticCouplingTransform):  # type: ignore[misc]
-    """nflows' coupling layer with the dense kernel below in place of its masked one."""
+    """nflows' coupling layer with a dense kernel in place of its masked one."""
 
     def _coupling_transform(
         self, inputs: Tensor, transform_params: Tensor, inverse: bool = False
@@ -162,7 +162,7 @@ class _Coupling(PiecewiseRationalQuadraticCouplingTransform):  # type: ignore[mi
 
 
 class _Autoregressive(MaskedPiecewiseRationalQuadraticAutoregressiveTransform):  # type: ignore[misc]
-    """nflows' autoregressive layer with the dense kernel below, inverted a column at a time."""
+    """nflows' autoregressive layer with a dense kernel, inverted a column at a time."""
 
     def __init__(
         self, dim: int, hidden: int, blocks: int, context_dim: int | None, settings: dict[str, Any]

@@ -17,7 +17,7 @@ class FusedSpline(torch.autograd.Function):
     """:func:`rational_quadratic_spline`, not inverse, with its gradient written out; for training.
 
     Autograd keeps and visits some eighty small tensors for a spline, which takes longer than the networks
-    around it. Here a dozen are kept. The gradient itself has none.
+    around it. Here a dozen are kept. There are no second derivatives.
     """
 
     @staticmethod
@@ -129,7 +129,7 @@ class FusedSpline(torch.autograd.Function):
         over = go * height / denominator
         per = gl / derivative
         down = -ratio * over - 2 * gl / denominator
-        of_d = torch.addcmul(down * mixed, over, mixed)  # but for what each has of its own
+        of_d = torch.addcmul(down * mixed, over, mixed)  # of d0, but for the derivative's own part
         of_d1 = torch.addcmul(down * mixed, per, theta * theta)
         of_d0 = torch.addcmul(of_d, per, rest * rest)
         of_slope = over * theta * theta + down * (1 - 2 * mixed) + 2 * (per * mixed + gl / slope)

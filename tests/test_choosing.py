@@ -338,7 +338,11 @@ class Tight(Bounded):
     "transform, error, message",
     [
         (Forgetful(), OptionError, "Forgetful.fit to return the transform itself; got None"),
-        (Wide(), OptionError, r"Wide.forward to give .*float32 and shape \(16, 2\); got .*float64"),
+        (
+            Wide(),
+            OptionError,
+            r"Wide.forward to give .*float32 and shape \(16, 2\) on 'cpu'; got .*float64",
+        ),
         (Tight(), NonFiniteError, "Expected finite transformed latents; got 4 of 800"),
     ],
 )

@@ -1,20 +1,23 @@
 """A user's transform with a fault is told of before anything is fitted."""
 
+from pathlib import Path
 from typing import Any, Self
 
 import pytest
 import torch
 from torch import Tensor
 
-from latentfit import fit_latent_sampler
+from latentfit import fit_latent_sampler, load_sampler
+from latentfit.custom import check_transform_object
 from latentfit.errors import OptionError
+from latentfit.moments import measure
 from latentfit.transforms import Moments, Transform
 
 LATENTS = torch.randn(300, 4, generator=torch.Generator().manual_seed(0)) * 2 + 1
 
 
 class Good(Transform):
-    """Cubes of centred latents and some of themselves: monotone, with a determinant that varies."""
+    """The hyperbolic sine of centred latents: monotone, with a determinant that varies."""
 
     def fit(self, moments: Moments) -> Self:
         return self.load_state({"mean": moments.mean}, moments.shape)
@@ -72,16 +75,16 @@ def test_one_without_derivatives_passes() -> None:
 FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "rows of another dtype": (
         {"forward": lambda self, x: Good.forward(self, x).double()},
-        r"Faulty.forward to give a tensor of torch.float32 and shape \(16, 4\); got torch.float64",
+        r"Faulty.forward to give a tensor of torch.float32 and shape \(16, 4\) on 'cpu'; got torch.float64",
     ),
     "rows of another shape": (
         {"forward": lambda self, x: Good.forward(self, x)[:, :3]},
-        r"Faulty.forward .* \(16, 4\); got torch.float32, \(16, 3\)",
+        r"Faulty.forward .* \(16, 4\) on 'cpu'; got torch.float32, \(16, 3\)",
     ),
     "rows that are no tensor": ({"forward": lambda self, x: None}, "Faulty.forward .* got None"),
     "latents of another shape": (
         {"inverse": lambda self, x, dtype: x[0].to(dtype)},
-        r"Faulty.inverse .* \(16, 4\); got torch.float32, \(4,\)",
+        r"Faulty.inverse .* \(16, 4\) on 'cpu'; got torch.float32, \(4,\)",
     ),
     "no inverse": (
         {"inverse": lambda self, x, dtype: x.to(dtype)},
@@ -93,13 +96,26 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "one determinant for all": (
         {"log_determinant": lambda self, x: torch.tensor(0.0)},
-        r"Faulty.log_determinant .* shape \(16,\); got torch.float32, \(\)",
+        r"Faulty.log_determinant .* shape \(16,\) on 'cpu'; got torch.float32, \(\)",
     ),
     "the inverse's determinant": (
         {"log_determinant": lambda self, x: -Good.log_determinant(self, x)},
-        "Faulty.log_determinant to be that of its forward, .* at the first latent; got -",
+        "Faulty.log_determinant to be that of its forward, .* at latent 0; got -",
     ),
     "a state of numbers": ({"state": lambda self: {"mean": 0.5}}, "Faulty.state to give a dict of"),
+    "the determinant of the first latent": (
+        {
+            "log_determinant": lambda self, x: (
+                Good.log_determinant(self, x[:1]).expand(len(x)).clone()
+            )
+        },
+        "Faulty.log_determinant to be that of its forward, .* at latent 1; got",
+    ),
+    "chance": (
+        {"forward": lambda self, x: Good.forward(self, x) * (1 + 0.005 * torch.rand(x.shape[1]))},
+        "Faulty.load_state .* is forward free of chance",
+    ),
+    "a name of latentfit's": ({"name": "scale"}, "Faulty, whose name is 'scale'"),
     "no state": (
         {"state": lambda self: None},
         "Faulty.state to give a dict of tensors .* got None",
@@ -162,3 +178,45 @@ def test_fewer_columns_need_no_inverse_of_all() -> None:
             return 3
 
     assert fit(First()).sample(7, seed=0).shape == (7, 4)
+
+    class Turned(First):
+        def inverse(self, rows: Tensor, dtype: torch.dtype) -> Tensor:
+            return super().inverse(rows.flip(1), dtype)
+
+    with pytest.raises(OptionError, match="Turned.forward to give the rows again"):
+        fit(Turned())
+
+
+def test_it_may_work_in_place_and_the_latents_stay() -> None:
+    class InPlace(Good):
+        def forward(self, latents: Tensor) -> Tensor:
+            return latents.sub_(self.mean).sinh().float()
+
+        def inverse(self, rows: Tensor, dtype: torch.dtype) -> Tensor:
+            return rows.asinh_().to(dtype) + self.mean.to(dtype)
+
+    latents = LATENTS[:16].clone()
+    moments = measure([latents], covariance=False)
+    check_transform_object(InPlace().fit(moments), InPlace(), latents, moments, latents.device)
+    assert torch.equal(latents, LATENTS[:16])
+
+
+def test_rounding_of_a_constant_dimension_is_no_fault() -> None:
+    latents = torch.cat((LATENTS.double(), torch.full((300, 1), 0.1).double()), 1)
+    assert fit(Good(), latents).dim == 5
+
+
+def test_a_name_of_its_own_is_custom_all_the_same(tmp_path: Path) -> None:
+    sampler = fit(faulty(name="mine"))
+    assert sampler.info["transform"] == "custom"
+    sampler.save(tmp_path / "s")
+    again = load_sampler(tmp_path / "s", transform=faulty())
+    assert torch.equal(again.sample(3, seed=0), sampler.sample(3, seed=0))
+
+
+def test_auto_tells_of_a_fault_once_and_as_it_is() -> None:
+    with pytest.raises(ZeroDivisionError, match="mine"):
+        fit_latent_sampler(None, LATENTS, method="auto", transform=faulty(forward=raising))
+    bad = faulty(log_determinant=lambda self, x: -Good.log_determinant(self, x))
+    with pytest.raises(OptionError, match="^Expected Faulty.log_determinant"):
+        fit_latent_sampler(None, LATENTS, method="auto", transform=bad)

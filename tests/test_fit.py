@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from latentfit import LatentSampler, fit_latent_sampler
 from latentfit.errors import DataError, DivergenceError, LatentsWarning, NonFiniteError, OptionError
@@ -424,3 +424,17 @@ def test_a_single_step_that_goes_too_far_is_noticed() -> None:
     for method in METHODS:
         with pytest.raises(DivergenceError):
             fit(method, validation=0, learning_rate=1e30, steps=1)
+
+
+def test_a_stream_without_a_length_is_fitted() -> None:
+    class Stream(IterableDataset[Tensor]):
+        def __iter__(self) -> Iterator[Tensor]:
+            return iter(torch.randn(60, 3, generator=torch.Generator().manual_seed(0)))
+
+    loader = DataLoader(Stream(), batch_size=10)
+    assert fit_latent_sampler(nn.Identity(), loader, method="gaussian").info["n"] == 54
+
+
+def test_a_number_is_no_store() -> None:
+    with pytest.raises(OptionError, match="store"):
+        fit_latent_sampler(nn.Identity(), torch.randn(60, 3), method="gaussian", store=3)  # type: ignore[arg-type]

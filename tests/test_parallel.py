@@ -182,9 +182,10 @@ def test_processes_with_other_arguments_are_told(folder: Path) -> None:
     assert lines[::2] == lines[1::2]  # both say the same
     rest = " in all processes; got "
     assert lines[::2] == [
-        f"Expected the same length of the dataset{rest}90 in the first and 91 in that of rank 1.",
+        f"Expected the same dataset{rest}Tensor of length 90 in the first and Tensor of length 91 in that "
+        "of rank 1.",
+        f"Expected the same layers{rest}2 in the first and 3 in that of rank 1.",
         f"Expected the same method{rest}'gmm' in the first and 'gaussian' in that of rank 1.",
-        f"Expected the same options{rest}{{'layers': 2}} in the first and {{'layers': 3}} in that of rank 1.",
         f"Expected the same transform{rest}'scale' in the first and 'none' in that of rank 1.",
     ]
 

@@ -444,7 +444,7 @@ def test_an_overflow_in_half_precision_is_told_with_the_remedy(how: dict[str, st
     fit_latent_sampler(linear.float(), x, **TOKEN_FIT)  # the remedy
 
 
-@pytest.mark.parametrize("autocast", ["float64", "half", torch.bfloat16, True])
+@pytest.mark.parametrize("autocast", ["float64", "half", torch.float64, True])
 def test_other_precisions_are_refused(autocast: Any) -> None:
     with pytest.raises(OptionError, match="Expected autocast as 'bfloat16' or 'float16'"):
         encoder_of(nn.Linear(2, 2), autocast=autocast)

@@ -4,12 +4,12 @@ from typing import Literal
 
 from torch import nn
 
-from latentfit_bench.models import DeterministicAutoencoder
+from latentfit_bench.models import TrainableAutoencoder
 
 LATENTS = (4, 4, 4)  # channels, height, width
 
 
-class ConvolutionalAutoencoder(DeterministicAutoencoder):
+class ConvolutionalAutoencoder(TrainableAutoencoder):
     """Strided convolutions with batch norm and ELU down to 64 channels of 4x4, and their mirror image.
 
     Args:

@@ -51,8 +51,8 @@ class Phase:
     betas: tuple[float, float] = (0.9, 0.999)
 
 
-class DeterministicAutoencoder(nn.Module):
-    """What autoencoders have in common that learn to reconstruct, and nothing else, in one step.
+class TrainableAutoencoder(nn.Module):
+    """What autoencoders have in common; unless they say otherwise they learn to reconstruct, in one step.
 
     Attributes:
         encoder: Images (n, pixels) to latents.
@@ -84,7 +84,7 @@ class DeterministicAutoencoder(nn.Module):
         yield reconstruction_loss(self.decoder(self.encode(images)), images)
 
 
-class Autoencoder(DeterministicAutoencoder):
+class Autoencoder(TrainableAutoencoder):
     """The paper's autoencoder: pixels-512-256-k and its mirror image.
 
     Args:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from latentfit_bench.datasets import Binarize, binarize
-from latentfit_bench.models import DeterministicAutoencoder
+from latentfit_bench.models import TrainableAutoencoder
 
 
 @dataclass(frozen=True)
@@ -21,13 +21,13 @@ class Trained:
         seconds: Wall-clock time.
     """
 
-    model: DeterministicAutoencoder
+    model: TrainableAutoencoder
     history: dict[str, list[float]]
     seconds: float
 
 
 def train_autoencoder(
-    build: Callable[[], DeterministicAutoencoder],
+    build: Callable[[], TrainableAutoencoder],
     images: Tensor,
     *,
     epochs: int,

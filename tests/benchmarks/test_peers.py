@@ -47,10 +47,9 @@ def test_a_contestant_draws_and_scores_latents(name: str, task: Any, short: None
     assert fitted.sample(700).shape == (700, 10)
     assert fitted.sample(700).isfinite().all()
     assert (fitted.log_prob is None) == (name in ("Resample", "flow matching loop"))
-    states = [state for _, state in watch.curve]
+    states = [state for *_, state in watch.curve]
     if "GMM" not in name and name not in ("gmm", "Resample"):
-        seconds = [seconds for seconds, _ in watch.curve]
-        assert seconds == sorted(seconds)
+        assert all(seconds > 0 for _, seconds, _ in watch.curve)
         assert len(states) in (1, 2, 5)  # Pythae's own fits, epochs, steps
     for state in (*states, fitted):
         if state.log_prob is not None:
@@ -82,7 +81,7 @@ def test_pythae_is_given_the_very_same_autoencoder(task: Any) -> None:
 
 
 def row(fcd: float, seconds: float, nll: float | None, *curve: tuple[float, float, float]) -> Any:
-    states = [{"seconds": s, "fcd": f, "nll": n} for s, f, n in curve]
+    states = [{"state": f"{s} s", "seconds": s, "fcd": f, "nll": n} for s, f, n in curve]
     return {"repeat": 0, "fcd": fcd, "fcd_penultimate": fcd, "fit_seconds": seconds, "nll": nll} | {
         "density": 0.9,
         "coverage": 0.8,
