@@ -300,26 +300,31 @@ def _log_kernels(a: Tensor, b: Tensor) -> Tensor:
 
 
 class _LogKernels(torch.autograd.Function):
-    """The sum in parts; for the gradient in a they are computed again, so that none need be kept."""
+    """The sum in parts; for the gradient in a they are computed again, so that none need be kept.
+
+    Results go into one tensor: small ones between large ones would keep the memory of these from being used
+    again.
+    """
 
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
         ctx.save_for_backward(a, b)
-        parts = [
-            _log_sum(_nearness(part, b)) - 0.5 * part.square().sum(1)
-            for part in a.split(_rows_at_once(b))
-        ]
-        return torch.cat(parts)
+        size = _rows_at_once(b)
+        result = -0.5 * a.square().sum(1)
+        for part, own in zip(a.split(size), result.split(size), strict=True):
+            own += _log_sum(_nearness(part, b))
+        return result
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         a, b = ctx.saved_tensors
-        pulls = []
-        for part in a.split(_rows_at_once(b)):
+        size = _rows_at_once(b)
+        pull = -a
+        for part, own in zip(a.split(size), pull.split(size), strict=True):
             relative, _ = _relative(_nearness(part, b))
-            pulls.append(relative @ b / relative.sum(1, keepdim=True) - part)
-        return gradient[:, None] * torch.cat(pulls), None
+            own += relative @ b / relative.sum(1, keepdim=True)
+        return gradient[:, None] * pull, None
 
 
 def _factor(rows: Tensor) -> Tensor:
