@@ -34,7 +34,7 @@ MODELS = """
         def forward(self, x):
             self.batches += 1
             if os.environ.get("DIES") == os.environ.get("RANK", "alone") and self.batches == 12:
-                while not glob.glob("store/*.safetensors"):  # that the other has written
+                while len(glob.glob("store/*.safetensors")) < 2:  # that the other has written
                     time.sleep(0.05)
                 os.kill(os.getpid(), signal.SIGKILL)
             with open(f"rows-{os.environ.get('RANK', 'alone')}", "a") as log:
@@ -132,7 +132,7 @@ def test_a_process_that_dies_ends_the_run_and_the_store_can_be_resumed(folder: P
     assert alive.returncode == 0, alive.stderr
     assert len(LatentStore(folder / "store")) == 30_000
     again = encoded(folder, 0) + encoded(folder, 1) - before
-    assert again <= 30_000 - 4096  # what had been written was not encoded again
+    assert again < 30_000 - 4096  # what had been written was not encoded again
     assert load_sampler(folder / "s.safetensors").info["n"] == 27_000
 
 

@@ -196,7 +196,7 @@ def test_guidance_is_as_given_and_needs_held_out_rows(
     assert float(field.guidance) == pytest.approx(used)
 
 
-@pytest.mark.parametrize("slope, least, most", [(0.8, 0.2, 0.4), (1.0, 0.0, 0.0), (1.3, 0.0, 0.0)])
+@pytest.mark.parametrize("slope, least, most", [(0.8, 0.4, 0.4), (1.0, 0.0, 0.0), (1.3, 0.0, 0.0)])
 def test_guidance_makes_up_for_what_was_not_learnt(slope: float, least: float, most: float) -> None:
     """Two clusters, the flow to which a field knows in closed form, but for a factor."""
 
