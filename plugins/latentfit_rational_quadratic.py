@@ -43,30 +43,16 @@ class FusedSpline(torch.autograd.Function):
             Outputs and log derivatives, both of shape S.
         """
         bins = (params.shape[-1] + 1) // 3
-        sizes, knots = [], []
-        for part, fraction in zip(
-            params.split((bins, bins, bins - 1), -1), least[:2], strict=False
-        ):
-            shares = part * scale
-            shares = shares.sub_(shares.amax(-1, keepdim=True)).exp_()
-            shares.div_(shares.sum(-1, keepdim=True))
-            steps = (shares * (2 * bound * (1 - fraction * bins))).add_(2 * bound * fraction)
-            ends = torch.empty(
-                (*steps.shape[:-1], bins + 1), dtype=steps.dtype, device=steps.device
-            )
-            torch.cumsum(steps[..., :-1], -1, out=ends[..., 1:-1])
-            ends[..., 0] = 0
-            ends[..., -1] = 2 * bound
-            sizes.append(shares)
-            knots.append(ends.sub_(bound))
+        widths, heights, derivatives = params.split((bins, bins, bins - 1), -1)
+        x_knots, x_shares = _knots(widths * scale, bound, least[0])
+        y_knots, y_shares = _knots(heights * scale, bound, least[1])
         inside = inputs.abs() <= bound
         x = inputs.clamp(-bound, bound)[..., None]
-        index = (x >= knots[0][..., 1:-1]).sum(-1, keepdim=True)
+        index = (x >= x_knots[..., 1:-1]).sum(-1, keepdim=True)
         following = index + 1
-        x0, y0 = (k.gather(-1, index) for k in knots)
-        width, height = knots[0].gather(-1, following) - x0, knots[1].gather(-1, following) - y0
-        unit = math.log(math.expm1(1 - least[2]))
-        slopes = F.pad(params[..., 2 * bins :], (1, 1), value=unit)
+        x0, y0 = x_knots.gather(-1, index), y_knots.gather(-1, index)
+        width, height = x_knots.gather(-1, following) - x0, y_knots.gather(-1, following) - y0
+        slopes = _padded(derivatives, least[2])
         raw0, raw1 = slopes.gather(-1, index), slopes.gather(-1, following)
         d0, d1 = F.softplus(raw0).add_(least[2]), F.softplus(raw1).add_(least[2])
         slope = height / width
@@ -81,7 +67,8 @@ class FusedSpline(torch.autograd.Function):
         ctx.save_for_backward(
             inside,
             index,
-            *sizes,
+            x_shares,
+            y_shares,
             width,
             height,
             raw0,
@@ -188,11 +175,9 @@ def rational_quadratic_spline(
     Returns:
         Outputs of shape S and the log absolute derivative, of shape S.
     """
-    x_knots = _knots(widths, tail_bound, least[0])  # S + (bins + 1,)
-    y_knots = _knots(heights, tail_bound, least[1])
-    # Softplus is dear: it is taken after the gathering below, so 1 at the ends is put in as its argument.
-    unit = math.log(math.expm1(1 - least[2]))
-    slopes = F.pad(derivatives, (1, 1), value=unit)
+    x_knots, _ = _knots(widths, tail_bound, least[0])
+    y_knots, _ = _knots(heights, tail_bound, least[1])
+    slopes = _padded(derivatives, least[2])
 
     inside = inputs.abs() <= tail_bound
     clamped = inputs.clamp(-tail_bound, tail_bound)
@@ -227,11 +212,17 @@ def rational_quadratic_spline(
     return torch.where(inside, outputs, inputs), torch.where(inside, log_derivative, zero)
 
 
-def _knots(unnormalised: Tensor, bound: float, least: float) -> Tensor:
-    """Knots from -bound to bound, at least so far apart as a fraction of the interval."""
+def _knots(unnormalised: Tensor, bound: float, least: float) -> tuple[Tensor, Tensor]:
+    """Knots (bins + 1) from -bound to bound, at least so far apart as a fraction of it; and the softmax."""
     bins = unnormalised.shape[-1]
     # torch's softmax takes three times as long on rows as short as these.
     shares = (unnormalised - unnormalised.detach().amax(-1, keepdim=True)).exp()
-    steps = least + (1 - least * bins) * (shares / shares.sum(-1, keepdim=True))
+    shares = shares / shares.sum(-1, keepdim=True)
+    steps = least + (1 - least * bins) * shares
     inner = steps[..., :-1].cumsum(-1) * (2 * bound) - bound
-    return F.pad(F.pad(inner, (1, 0), value=-bound), (0, 1), value=bound)
+    return F.pad(F.pad(inner, (1, 0), value=-bound), (0, 1), value=bound), shares
+
+
+def _padded(derivatives: Tensor, least: float) -> Tensor:
+    """Unnormalised derivatives with those of the ends, which softplus, taken after gathering, makes 1."""
+    return F.pad(derivatives, (1, 1), value=math.log(math.expm1(1 - least)))
