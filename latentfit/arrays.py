@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import pickle
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -77,7 +78,7 @@ def _checked(path: Path, read: Callable[[Path], _Array]) -> _Array:
         raise FileFormatError(f"Expected an array in {path}; the file is empty. Write it again.")
     try:
         array = read(path)
-    except DataError:
+    except (DataError, FileFormatError):
         raise
     except PermissionError as error:
         raise DataError(f"Expected a file that may be read; {path}: {error.strerror}.") from error
@@ -179,7 +180,16 @@ def _read_safetensors(path: Path) -> torch.Tensor:
 
 
 def _read_pt(path: Path) -> torch.Tensor:
-    content = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "Unsupported global" not in str(error):
+            raise
+        # torch's own advice is to run the code in it.
+        raise FileFormatError(
+            f"Expected a tensor, or a dict of tensors, in {path}; it holds other objects, which are not "
+            "loaded, as that could run code. Save the tensor alone: torch.save(latents, path)."
+        ) from None
     if isinstance(content, dict):
         tensors = {str(k): value for k, value in content.items() if torch.is_tensor(value)}
         content = tensors[_pick(list(tensors), path)]

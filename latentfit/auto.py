@@ -122,7 +122,7 @@ def fit_best(
     contest = _Contest(latents, labels, left_out, plan, _Judge(judged, known, plan.seed))
     budget = BUDGET if plan.max_seconds is None else plan.max_seconds
     began = time.monotonic()
-    share = budget if len(classes) == 1 else max(1.0, budget / 2 / len(classes))
+    share = budget if len(classes) == 1 else budget / 2 / len(classes)
     ranking = [contest.fit(name, cls, share) for name, cls in classes.items()]
     ranking.sort(key=lambda row: _rank(row, metric))
     ranking = plan.workers.first(ranking)

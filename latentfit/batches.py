@@ -8,14 +8,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, cast
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, SequentialSampler
 
 from latentfit.condition import as_labels
 from latentfit.errors import DataError, OptionError
-from latentfit.outputs import from_array
+from latentfit.outputs import as_array, from_array
 
-__all__ = ["Batches", "input_of", "labels_of"]
+__all__ = ["Batches", "check_dense", "input_of", "labels_of"]
 
 # What a dict item's input is called in torch, transformers and datasets.
 _INPUT_KEYS = ("x", "input", "inputs", "data", "image", "images", "img", "pixel_values", "latents")
@@ -58,10 +59,12 @@ class Batches:
         if isinstance(dataset, Mapping):
             dataset = _Columns(dataset)
         elif not isinstance(dataset, Tensor | Dataset) and hasattr(dataset, "__array__"):
-            dataset = np.asarray(dataset)
+            dataset = as_array(dataset)
         if isinstance(dataset, _Columns | Tensor | np.ndarray):
             if isinstance(dataset, Tensor | np.ndarray) and dataset.ndim == 0:
                 raise DataError("Expected a dataset of shape (N, ...); got a scalar.")
+            if isinstance(dataset, Tensor):
+                check_dense(dataset)
             rows: Any = dataset
             self.total = len(range(0, len(rows), batch_size))
             self._at = lambda i: rows[i * batch_size : (i + 1) * batch_size]
@@ -137,6 +140,16 @@ class Batches:
                 yield index, item
 
 
+def check_dense(tensor: Tensor) -> None:
+    """Refuse a sparse tensor.
+
+    Raises:
+        DataError: It is one.
+    """
+    if tensor.layout != torch.strided:
+        raise DataError(f"Expected a dense tensor; got {tensor.layout}. Use x.to_dense().")
+
+
 class _Columns:
     """One dict of arrays for the whole dataset, cut into dicts of a batch each."""
 
@@ -193,7 +206,7 @@ def input_of(item: Any) -> Tensor:
             raise DataError("Expected items x, (x, y) or dicts; got an empty tuple or list.")
         item = item[0]
     if not isinstance(item, Tensor) and hasattr(item, "__array__"):
-        item = np.asarray(item)
+        item = as_array(item)
     if isinstance(item, np.ndarray):
         try:
             return from_array(item)

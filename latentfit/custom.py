@@ -99,7 +99,14 @@ class _Trial:
         """Call one of its methods."""
         copies = [a.clone() if isinstance(a, Tensor) else a for a in arguments]
         with told_of(self.transform, method):
-            return getattr(self.transform, method)(*copies)
+            result = getattr(self.transform, method)(*copies)
+        for copied, argument in zip(copies, arguments, strict=True):
+            if isinstance(argument, Tensor) and not torch.equal(copied, argument):
+                raise OptionError(
+                    f"Expected {self.name}.{method} to leave what it is given as it is; it wrote over it. "
+                    "Use operations that make new tensors."
+                )
+        return result
 
     def expect(self, method: str, found: Any, shape: tuple[int, ...], dtype: torch.dtype) -> None:
         """Refuse what is no tensor of this shape and dtype on the device."""

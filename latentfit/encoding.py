@@ -17,8 +17,6 @@ from latentfit.randomness import isolated_rng, reseed
 
 __all__ = ["Encoding", "check_finite", "device_of", "encode"]
 
-_REMEDY = "if the encoder runs in half precision, run it in float32"
-
 
 def encode(
     encoder: Model | None,
@@ -75,7 +73,7 @@ def encode(
     if workers.count > 1:  # one process may have seen other shapes than another
         encoding.check_shapes(parts)
     whole = torch.cat([latents for _, latents, _ in parts])
-    check_finite(whole, "latents", _REMEDY)
+    check_finite(whole, "latents", encoding.remedy)
     return whole, joined([own for _, _, own in parts if own is not None]) if labels else None
 
 
@@ -90,6 +88,14 @@ class Encoding:
         self.encoder = encoder
         self.verb = "encoding" if encoder else "reading"
         self.shape: torch.Size | None = None
+        self._overwrites: bool | None = None
+
+    @property
+    def remedy(self) -> str:
+        """What to do about latents that are not finite."""
+        if self.encoder is None:
+            return "leave these rows out"
+        return "if the encoder runs in half precision, run it in float32"
 
     def latents(self, index: int, batch: Tensor) -> Tensor:
         """Encode a batch.
@@ -109,7 +115,7 @@ class Encoding:
             given = f"{tuple(batch.shape)} {batch.dtype}"
             try:
                 with torch.inference_mode():
-                    batch = self.encoder(batch)
+                    batch = self._encoded(self.encoder, batch)
             except LatentfitError:
                 raise
             except Exception as error:
@@ -122,10 +128,20 @@ class Encoding:
             raise DataError(f"Expected batches of shape (n, ...); got a scalar {batch.dtype}.")
         if batch.is_complex():
             raise DataError(f"Expected real latents; got {batch.dtype}. Use torch.view_as_real.")
-        if not batch.is_floating_point():
+        if not batch.is_floating_point() or batch.element_size() == 1:  # no sums of eight bits
             batch = batch.float()
         self._check_shape(index, batch)
         return batch.detach().to("cpu", copy=True)  # outside inference mode: an ordinary tensor
+
+    def _encoded(self, encoder: Model, batch: Tensor) -> Tensor:
+        """Encode; what writes over its input, as the first batch shows, is given copies: it is the user's."""
+        if self._overwrites is False:
+            return encoder(batch)
+        copy = batch.clone()
+        encoded = encoder(copy)
+        self._overwrites = not torch.equal(copy, batch)
+        # What shares the copy's memory, or is it, is whole all the same: nobody else has the copy.
+        return encoded
 
     def check_shapes(self, parts: list[tuple[int, Tensor, Tensor | None]]) -> None:
         """Check that latents of other processes have the same shape.

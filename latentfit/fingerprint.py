@@ -35,8 +35,9 @@ def fingerprint(*parts: Any) -> str:
     What counts, by kind:
 
     - nn.Module: its class's name; its text, which tells the layers and their settings; the name, shape, dtype
-      and bytes of each parameter and buffer, wherever it lies; of each submodule the attributes that are
-      numbers, texts, tensors or arrays, or tuples of them; and its forward hooks.
+      and bytes of each parameter and buffer, wherever it lies; each submodule's attributes, but lists, dicts
+      and other objects only where the name does not begin with an underscore, as that of a cache does; and
+      its forward hooks.
     - A function: its name, bytecode and constants; what it closes over and its defaults; and the globals that
       it reads, functions of its own module among them. (A newer Python may compile it otherwise.)
     - Other objects: the class's name, and the state that pickle would keep: for scikit-learn the parameters
@@ -126,7 +127,7 @@ class _Walk:
 
         for name, part in module.named_modules():
             for key, value in sorted(vars(part).items()):
-                if key not in _OWN and _is_plain(value):
+                if key not in _OWN and (_is_plain(value) or not key.startswith("_")):
                     self._put("attribute", f"{name}.{key}")
                     self.add(value)
                 elif key in _HOOKS:
@@ -157,7 +158,7 @@ class _Walk:
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether a module's attribute is a setting; lists, dicts and objects are often logs and caches."""
+    """Whether a module's attribute is a setting, whatever its name."""
     if isinstance(value, tuple):
         return all(map(_is_plain, value))
     return value is None or isinstance(

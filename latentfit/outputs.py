@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from latentfit.errors import EncoderOutputError, OptionError
+from latentfit.errors import DataError, EncoderOutputError, OptionError
 
-__all__ = ["Choice", "check_choice", "from_array", "single_tensor"]
+__all__ = ["Choice", "as_array", "check_choice", "from_array", "single_tensor"]
 
 Choice = str | int | Callable[[Any], Any] | None
 """What ``output=`` takes: "mean", "sample", a key or attribute path, an index, a callable, or nothing."""
@@ -71,6 +71,20 @@ def check_choice(choice: Any) -> Choice:
     return choice  # type: ignore[no-any-return]
 
 
+def as_array(value: Any) -> np.ndarray[Any, Any]:
+    """Give anything array-like as an array.
+
+    Raises:
+        DataError: A masked array with masked values, which would be taken for numbers.
+    """
+    if np.ma.is_masked(value):
+        raise DataError(
+            f"Expected an array without masked values; got {np.ma.count_masked(value)} of them. Leave their "
+            "rows out, or fill them."
+        )
+    return np.asarray(value)
+
+
 def from_array(array: np.ndarray[Any, Any]) -> Tensor:
     """Give an array as a tensor; copies what tensors can't share: read-only, strided or byte-swapped memory.
 
@@ -83,7 +97,7 @@ def from_array(array: np.ndarray[Any, Any]) -> Tensor:
 
 def _default(output: Any, role: str, within: str = "") -> Tensor:
     """Take the tensor that is meant where nobody chose, or in what is at a chosen path."""
-    if isinstance(output, Tensor | np.ndarray):
+    if isinstance(output, Tensor | np.ndarray) or _is_sparse(output):
         return _tensor(output)
     if _is_posterior(output):
         return _moment(output, "mean")
@@ -222,9 +236,16 @@ def _is_usable(value: Any) -> bool:
     return isinstance(value, Tensor | np.ndarray) or _is_posterior(value)
 
 
+def _is_sparse(value: Any) -> bool:
+    """Whether it is one of SciPy's matrices, which some of scikit-learn's transformers return."""
+    return callable(getattr(value, "toarray", None))
+
+
 def _tensor(value: Any) -> Tensor:
     if isinstance(value, Tensor):
-        return value
+        return value if value.layout == torch.strided else value.to_dense()
+    if _is_sparse(value):
+        value = value.toarray()
     if not isinstance(value, np.ndarray):
         raise EncoderOutputError(
             f"Expected a posterior whose mean and samples are tensors; got {_describe(value)}. Choose with "

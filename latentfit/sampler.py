@@ -19,7 +19,7 @@ from latentfit.errors import (
     OptionError,
 )
 from latentfit.models import Model
-from latentfit.outputs import from_array
+from latentfit.outputs import as_array, from_array
 from latentfit.persistence import write_tensors
 from latentfit.randomness import check_seed, isolated_rng, plugin_defaults
 from latentfit.sampler_base import Sampler
@@ -195,7 +195,7 @@ class LatentSampler:
             if not len(latents):  # some decoders can't take none: decode one to learn the shape
                 return self._decoder(latents.new_zeros(1, *self.shape))[:0]
             size = int(self.info["batch_size"])
-            return torch.cat([self._decoder(part) for part in latents.split(size)])
+            return torch.cat([self._decoder(part.clone()) for part in latents.split(size)])
 
     def generate(self, n: int, *, seed: int | None = None, condition: Any = None) -> Tensor:
         """Draw n latents, as :meth:`sample` does, and decode them.
@@ -253,7 +253,7 @@ class LatentSampler:
     def _latents(self, z: Tensor | np.ndarray[Any, Any]) -> Tensor:
         """Check latents and put them on the device."""
         try:
-            latents = z if isinstance(z, Tensor) else from_array(np.asarray(z))
+            latents = z if isinstance(z, Tensor) else from_array(as_array(z))
         except (TypeError, ValueError) as error:
             raise DataError(f"Expected latents as a tensor or an array; {error}.") from error
         if latents.ndim != len(self.shape) + 1 or tuple(latents.shape[1:]) != self.shape:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -117,10 +118,13 @@ class LatentStore:
             DataError: There are no such latents.
             FileFormatError: A file is missing, damaged, or another than the index tells.
         """
-        if not 0 <= start <= stop <= len(self):
+        whole = all(isinstance(place, int | np.integer) for place in (start, stop))
+        if not whole or not 0 <= start <= stop <= len(self):
             raise DataError(
-                f"Expected 0 <= start <= stop <= {len(self)}; got start={start}, stop={stop}."
+                f"Expected whole numbers 0 <= start <= stop <= {len(self)}; got start={start!r}, "
+                f"stop={stop!r}."
             )
+        start, stop = int(start), int(stop)
         parts = [self._read("latents", i, low, high) for i, low, high in self._pieces(start, stop)]
         return torch.cat(parts) if parts else torch.zeros(0, *self.shape, dtype=self.dtype)
 
@@ -148,11 +152,13 @@ class LatentStore:
             DataError: There are no such latents, or they are not in order.
             FileFormatError: A file is missing, damaged, or another than the index tells.
         """
-        index = torch.as_tensor(index).long()
-        inside = index.ndim == 1 and bool(((index >= 0) & (index < len(self))).all())
+        index = torch.as_tensor(index)
+        numbers = index.ndim == 1 and not (index.is_floating_point() or index.is_complex())
+        inside = numbers and bool(((index >= 0) & (index < len(self))).all())
+        index = index.long() if inside else index
         if not inside or bool((index.diff() < 0).any()):
             raise DataError(
-                f"Expected an ascending index (n,) of numbers from 0 to {len(self) - 1}; got {index}."
+                f"Expected an ascending index (n,) of whole numbers from 0 to {len(self) - 1}; got {index}."
             )
         taken = torch.empty(len(index), *self.shape, dtype=self.dtype)
         edges = torch.searchsorted(index, torch.tensor(self._starts)).tolist()

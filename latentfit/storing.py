@@ -42,7 +42,7 @@ __all__ = ["fill_store"]
 SHARD_ROWS = 4096  # about; a file ends with a batch
 _LOCK = ".lock"
 _OWN = re.compile(r"[0-9a-f]{16}-\d{7}\.safetensors|\.[^/]+\.[0-9a-f]{8}\.tmp")
-_REMEDY = "if the encoder runs in half precision, run it in float32; what is encoded so far is kept"
+_KEPT = "; the files that are complete so far are kept"
 
 
 def fill_store(
@@ -139,7 +139,7 @@ class _Filling:
         else:
             self._agree = False
             latents = self.encoding.latents(index, inputs)
-            check_finite(latents, "latents", _REMEDY, start=self.seen)
+            check_finite(latents, "latents", self.encoding.remedy + _KEPT, start=self.seen)
             self._latents.append(latents)
             self._label_parts.append(labels)
         self.seen += n
@@ -152,9 +152,12 @@ class _Filling:
         digest = hashlib.sha256("".join(self._hashes).encode()).hexdigest()
         labels = joined([p for p in self._label_parts if p is not None]) if self._labelled else None
         if not (self._agree and len(self._hashes) == len(self._known)):
-            tensors = {"latents": torch.cat([self._part(part) for part in self._latents])}
+            latents = torch.cat([self._part(part) for part in self._latents])
+            tensors = {
+                "latents": latents.contiguous()
+            }  # channels_last is an order that files do not know
             if labels is not None:
-                tensors["labels"] = labels
+                tensors["labels"] = labels.contiguous()
             batches = list(zip(self._hashes, self._sizes, strict=True))
             content = safetensors.torch.save(tensors, metadata=shard_metadata(digest, batches))
             with atomic_path(self._file) as temporary:

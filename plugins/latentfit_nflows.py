@@ -19,7 +19,7 @@ from nflows.transforms.made import MaskedLinear
 from torch import Tensor, nn
 
 from latentfit.plugin import FlowSampler, Interval
-from latentfit_rational_quadratic import FusedSpline, rational_quadratic_spline
+from latentfit_rational_quadratic import LEAST, rational_quadratic_spline
 
 __all__ = ["Spline", "SplineAR"]
 
@@ -208,7 +208,7 @@ def _start_as_identity(transform: Any, last: nn.Linear) -> None:
     """Zero a network's last layer, but for the derivatives, which softplus must take to 1."""
     nn.init.zeros_(last.weight)
     nn.init.zeros_(last.bias)
-    unit = math.log(math.expm1(1 - transform.min_derivative))
+    unit = math.log(math.expm1(1 - LEAST))
     with torch.no_grad():
         last.bias.view(-1, 3 * transform.num_bins - 1)[:, 2 * transform.num_bins :] = unit
 
@@ -217,18 +217,11 @@ def _spline(
     transform: Any, inputs: Tensor, params: Tensor, width: float = 1.0, inverse: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Apply the kernel with a network's outputs and the settings of one of nflows' transforms."""
-    bins, bound = transform.num_bins, transform.tail_bound
-    least = (transform.min_bin_width, transform.min_bin_height, transform.min_derivative)
-    if transform.training and not inverse:  # gradients in a fraction of autograd's time, once only
-        fused: Any = FusedSpline.apply  # untyped in torch
-        pair: tuple[Tensor, Tensor] = fused(inputs, params, 1 / width, bound, least)
-        return pair
     return rational_quadratic_spline(
         inputs,
-        params[..., :bins] / width,
-        params[..., bins : 2 * bins] / width,
-        params[..., 2 * bins :],
-        tail_bound=bound,
+        params,
+        tail_bound=transform.tail_bound,
+        scale=1 / width,
         inverse=inverse,
-        least=least,
+        fused=transform.training and not inverse,
     )

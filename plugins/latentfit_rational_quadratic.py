@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,152 +11,21 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-__all__ = ["FusedSpline", "rational_quadratic_spline"]
+__all__ = ["LEAST", "rational_quadratic_spline"]
 
-
-class FusedSpline(torch.autograd.Function):
-    """:func:`rational_quadratic_spline`, not inverse, with its gradient written out; for training.
-
-    Autograd keeps and visits some eighty small tensors for a spline, which takes longer than the networks
-    around it. Here a dozen are kept. There are no second derivatives.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        inputs: Tensor,
-        params: Tensor,
-        scale: float,
-        bound: float,
-        least: tuple[float, float, float],
-    ) -> tuple[Tensor, Tensor]:
-        """Map inputs of shape S.
-
-        Args:
-            ctx: What the gradient needs.
-            inputs: Any shape S.
-            params: S + (3 bins - 1,): unnormalised widths, heights and inner derivatives.
-            scale: What widths and heights are multiplied by first.
-            bound: The spline acts on [-bound, bound].
-            least: The least width and height, as fractions of the interval, and the least derivative.
-
-        Returns:
-            Outputs and log derivatives, both of shape S.
-        """
-        bins = (params.shape[-1] + 1) // 3
-        widths, heights, derivatives = params.split((bins, bins, bins - 1), -1)
-        x_knots, x_shares = _knots(widths * scale, bound, least[0])
-        y_knots, y_shares = _knots(heights * scale, bound, least[1])
-        inside = inputs.abs() <= bound
-        x = inputs.clamp(-bound, bound)[..., None]
-        index = (x >= x_knots[..., 1:-1]).sum(-1, keepdim=True)
-        following = index + 1
-        x0, y0 = x_knots.gather(-1, index), y_knots.gather(-1, index)
-        width, height = x_knots.gather(-1, following) - x0, y_knots.gather(-1, following) - y0
-        slopes = _padded(derivatives, least[2])
-        raw0, raw1 = slopes.gather(-1, index), slopes.gather(-1, following)
-        d0, d1 = F.softplus(raw0).add_(least[2]), F.softplus(raw1).add_(least[2])
-        slope = height / width
-        bend = d0 + d1 - 2 * slope
-        theta = (x - x0).div_(width)
-        mixed = theta * (1 - theta)
-        denominator = torch.addcmul(slope, bend, mixed)
-        ratio = torch.addcmul(d0 * mixed, slope, theta * theta).div_(denominator)
-        derivative = d1 * theta * theta + 2 * slope * mixed + d0 * (1 - theta) * (1 - theta)
-        outputs = torch.addcmul(y0, height, ratio)
-        log_derivative = (slope / denominator).square_().mul_(derivative).log_()
-        ctx.save_for_backward(
-            inside,
-            index,
-            x_shares,
-            y_shares,
-            width,
-            height,
-            raw0,
-            raw1,
-            d0,
-            d1,
-            theta,
-            denominator,
-            ratio,
-            derivative,
-        )
-        ctx.settings = scale, bound, least, params.shape
-        log_derivative = log_derivative[..., 0].masked_fill_(~inside, 0.0)
-        return torch.where(inside, outputs[..., 0], inputs), log_derivative
-
-    @staticmethod
-    @once_differentiable
-    def backward(
-        ctx: Any, of_outputs: Tensor, of_log_derivative: Tensor
-    ) -> tuple[Tensor | None, ...]:
-        """Chain the gradients of both outputs to the inputs and the parameters."""
-        inside, index, *saved = ctx.saved_tensors
-        (
-            x_shares,
-            y_shares,
-            width,
-            height,
-            raw0,
-            raw1,
-            d0,
-            d1,
-            theta,
-            denominator,
-            ratio,
-            derivative,
-        ) = saved
-        scale, bound, least, shape = ctx.settings
-        bins = x_shares.shape[-1]
-        go = (of_outputs * inside)[..., None]
-        gl = (of_log_derivative * inside)[..., None]
-        slope, rest = height / width, 1 - theta
-        mixed, turn = theta * rest, rest - theta
-        bend = d0 + d1 - 2 * slope
-        # Of the outputs, with respect to numerator and denominator; of the log derivative, likewise.
-        over = go * height / denominator
-        per = gl / derivative
-        down = -ratio * over - 2 * gl / denominator
-        of_d = torch.addcmul(down * mixed, over, mixed)  # of d0, but for the derivative's own part
-        of_d1 = torch.addcmul(down * mixed, per, theta * theta)
-        of_d0 = torch.addcmul(of_d, per, rest * rest)
-        of_slope = over * theta * theta + down * (1 - 2 * mixed) + 2 * (per * mixed + gl / slope)
-        of_theta = (
-            over * (2 * slope * theta + d0 * turn)
-            + down * bend * turn
-            + 2 * per * (d1 * theta + slope * turn - d0 * rest)
-        )
-        of_x = of_theta / width
-        of_height = torch.addcmul(go * ratio, of_slope, 1 / width)
-        of_width = -(of_theta * theta + of_slope * slope) / width
-
-        gradient = torch.zeros(shape, dtype=theta.dtype, device=theta.device)
-        before = torch.arange(bins, device=theta.device) < index  # bins before the input's
-        for number, (shares, of_start, of_size) in enumerate(
-            ((x_shares, -of_x, of_width), (y_shares, go, of_height))
-        ):
-            part = gradient[..., number * bins : (number + 1) * bins]
-            torch.mul(before, of_start, out=part)
-            part.scatter_(-1, index, of_size)
-            part.sub_((part * shares).sum(-1, keepdim=True))
-            part.mul_(shares).mul_(scale * 2 * bound * (1 - least[number] * bins))
-        inner = torch.zeros((*index.shape[:-1], bins + 1), dtype=theta.dtype, device=theta.device)
-        inner.scatter_(-1, index, of_d0 * raw0.sigmoid())
-        inner.scatter_(-1, index + 1, of_d1 * raw1.sigmoid())
-        gradient[..., 2 * bins :] = inner[..., 1:-1]
-        of_inputs = torch.where(inside, of_x[..., 0], of_outputs)
-        return of_inputs, gradient, None, None, None
+LEAST = (
+    1e-3  # a bin's width and height, as fractions of the interval, and a derivative: as in nflows
+)
 
 
 def rational_quadratic_spline(
     inputs: Tensor,
-    widths: Tensor,
-    heights: Tensor,
-    derivatives: Tensor,
+    params: Tensor,
     *,
     tail_bound: float,
+    scale: float = 1.0,
     inverse: bool = False,
-    least: tuple[float, float, float] = (1e-3, 1e-3, 1e-3),
+    fused: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Monotone rational-quadratic spline with linear tails: nflows' function, dense and without its assert.
 
@@ -165,64 +35,216 @@ def rational_quadratic_spline(
 
     Args:
         inputs: Any shape S.
-        widths: Unnormalised, S + (bins,).
-        heights: Unnormalised, S + (bins,).
-        derivatives: Unnormalised, at the inner knots, S + (bins - 1,); 1 at the outer ones.
+        params: S + (3 bins - 1,): unnormalised widths and heights, and derivatives at the inner knots; those
+            at the outer ones are 1.
         tail_bound: The spline acts on [-tail_bound, tail_bound].
+        scale: What widths and heights are multiplied by before they are normalised.
         inverse: Whether to compute the inverse.
-        least: The least width and height, as fractions of the interval, and the least derivative.
+        fused: Whether gradients may be had once only, and then in a fraction of autograd's time; not of the
+            inverse.
 
     Returns:
         Outputs of shape S and the log absolute derivative, of shape S.
     """
-    x_knots, _ = _knots(widths, tail_bound, least[0])
-    y_knots, _ = _knots(heights, tail_bound, least[1])
-    slopes = _padded(derivatives, least[2])
-
-    inside = inputs.abs() <= tail_bound
-    clamped = inputs.clamp(-tail_bound, tail_bound)
-    knots = y_knots if inverse else x_knots
-    index = (clamped[..., None] >= knots[..., 1:-1]).sum(-1, keepdim=True)  # the bin, S + (1,)
-    ends = torch.cat((index, index + 1), dim=-1)  # its two knots
-    x0, x1 = x_knots.gather(-1, ends).unbind(-1)
-    y0, y1 = y_knots.gather(-1, ends).unbind(-1)
-    d0, d1 = (least[2] + F.softplus(slopes.gather(-1, ends))).unbind(-1)
-    width, height = x1 - x0, y1 - y0
-    slope = height / width
-    bend = d0 + d1 - 2 * slope
-    if inverse:
-        rise = clamped - y0
-        a = rise * bend + height * (slope - d0)
-        b = height * d0 - rise * bend
-        c = -slope * rise
-        root = 2 * c / (-b - (b * b - 4 * a * c).clamp_min(0).sqrt())
-        theta = root.clamp(0, 1)
-        outputs = theta * width + x0
+    x = inputs.reshape(-1)
+    # A row for each parameter: sums over the bins then run through memory once, several inputs at a time.
+    table = params.to(x.dtype).reshape(len(x), params.shape[-1]).T.contiguous()
+    if fused:
+        apply: Any = _Fused.apply  # untyped in torch
+        outputs, log_derivative = apply(x, table, tail_bound, scale)
     else:
-        theta = (clamped - x0) / width
-    mixed = theta * (1 - theta)
-    denominator = slope + bend * mixed
-    if not inverse:
-        outputs = y0 + height * (slope * theta * theta + d0 * mixed) / denominator
-    derivative = d1 * theta * theta + 2 * slope * mixed + d0 * (1 - theta).square()
-    log_derivative = 2 * (slope.log() - denominator.log()) + derivative.log()
-    if inverse:
-        log_derivative = -log_derivative
-    zero = torch.zeros_like(log_derivative)
-    return torch.where(inside, outputs, inputs), torch.where(inside, log_derivative, zero)
+        outputs, log_derivative = (_backwards if inverse else _forwards)(
+            _find(x, table, tail_bound, scale, of_outputs=inverse)
+        )
+        inside = x.abs() <= tail_bound
+        outputs = torch.where(inside, outputs, x)
+        log_derivative = log_derivative.masked_fill(~inside, 0.0)
+    return outputs.view(inputs.shape), log_derivative.view(inputs.shape)
 
 
-def _knots(unnormalised: Tensor, bound: float, least: float) -> tuple[Tensor, Tensor]:
-    """Knots (bins + 1) from -bound to bound, at least so far apart as a fraction of it; and the softmax."""
-    bins = unnormalised.shape[-1]
-    # torch's softmax takes three times as long on rows as short as these.
-    shares = (unnormalised - unnormalised.detach().amax(-1, keepdim=True)).exp()
-    shares = shares / shares.sum(-1, keepdim=True)
-    steps = least + (1 - least * bins) * shares
-    inner = steps[..., :-1].cumsum(-1) * (2 * bound) - bound
-    return F.pad(F.pad(inner, (1, 0), value=-bound), (0, 1), value=bound), shares
+@dataclass(frozen=True)
+class _Curve:
+    """A bin's curve at places theta in [0, 1], all (m,).
+
+    Attributes:
+        theta: The places, as fractions of the bin's width.
+        mixed: theta (1 - theta).
+        denominator: Of the rational function.
+        rise: The height so far, as a fraction of the bin's.
+        numerator: Of the derivative, but for the squared slope.
+        log_derivative: Of the outputs.
+    """
+
+    theta: Tensor
+    mixed: Tensor
+    denominator: Tensor
+    rise: Tensor
+    numerator: Tensor
+    log_derivative: Tensor
 
 
-def _padded(derivatives: Tensor, least: float) -> Tensor:
-    """Unnormalised derivatives with those of the ends, which softplus, taken after gathering, makes 1."""
-    return F.pad(derivatives, (1, 1), value=math.log(math.expm1(1 - least)))
+@dataclass(frozen=True)
+class _Bin:
+    """The bins that m inputs fall into.
+
+    Attributes:
+        place: The inputs, clamped to the interval, (m,).
+        past: Whether an input lies beyond a bin, (bins - 1, m).
+        ends: The numbers of the bin's two knots, (2, m).
+        shares: Of the widths and of the heights, (2, bins, m), each summing to one.
+        x0, y0, width, height: The bin's corner and size, (m,).
+        raw: Unnormalised derivatives at the two knots, (2, m).
+        d0, d1: The derivatives, (m,).
+        slope: height / width.
+    """
+
+    place: Tensor
+    past: Tensor
+    ends: Tensor
+    shares: Tensor
+    x0: Tensor
+    y0: Tensor
+    width: Tensor
+    height: Tensor
+    raw: Tensor
+    d0: Tensor
+    d1: Tensor
+    slope: Tensor
+
+    def at(self, theta: Tensor) -> _Curve:
+        """Evaluate the bins' curves at fractions of their widths."""
+        slope, d0, d1 = self.slope, self.d0, self.d1
+        squared = theta * theta
+        mixed = theta - squared
+        denominator = torch.addcmul(slope, d0 + d1 - 2 * slope, mixed)
+        rise = torch.addcmul(d0 * mixed, slope, squared) / denominator
+        rest = 1 - theta
+        numerator = torch.addcmul(d1 * squared + 2 * slope * mixed, d0, rest * rest)
+        log_derivative = ((slope / denominator).square() * numerator).log()
+        return _Curve(theta, mixed, denominator, rise, numerator, log_derivative)
+
+    def root(self) -> Tensor:
+        """Solve for the fractions of the width at which the curves have the places' height."""
+        rise = self.place - self.y0
+        bend = self.d0 + self.d1 - 2 * self.slope
+        a = rise * bend + self.height * (self.slope - self.d0)
+        b = self.height * self.d0 - rise * bend
+        c = -self.slope * rise
+        return (2 * c / (-b - (b * b - 4 * a * c).clamp_min(0).sqrt())).clamp(0, 1)
+
+
+def _forwards(bin_: _Bin) -> tuple[Tensor, Tensor]:
+    curve = bin_.at((bin_.place - bin_.x0) / bin_.width)
+    return bin_.y0 + bin_.height * curve.rise, curve.log_derivative
+
+
+def _backwards(bin_: _Bin) -> tuple[Tensor, Tensor]:
+    curve = bin_.at(bin_.root())
+    return bin_.x0 + bin_.width * curve.theta, -curve.log_derivative
+
+
+def _find(x: Tensor, table: Tensor, bound: float, scale: float, *, of_outputs: bool) -> _Bin:
+    """Find the bins that inputs (m,), or outputs, fall into, by parameters (3 bins - 1, m)."""
+    bins = (len(table) + 1) // 3
+    sizes = table[: 2 * bins].unflatten(0, (2, bins)) * scale
+    shares = (sizes - sizes.detach().amax(1, keepdim=True)).exp()
+    shares = shares / shares.sum(1, keepdim=True)
+    least = torch.arange(1, bins, dtype=x.dtype, device=x.device)[:, None] * (2 * bound * LEAST)
+    inner = (least - bound) + shares[:, :-1].cumsum(1) * (2 * bound * (1 - LEAST * bins))
+    end = x.new_full((2, 1, len(x)), bound)
+    knots = torch.cat((-end, inner, end), 1)  # (2, bins + 1, m)
+
+    place = x.clamp(-bound, bound)
+    past = place >= knots[int(of_outputs), 1:-1]
+    index = past.sum(0, keepdim=True)
+    ends = torch.cat((index, index + 1))
+    corners = knots.gather(1, ends.expand(2, -1, -1))
+    (x0, y0), (width, height) = corners[:, 0], corners[:, 1] - corners[:, 0]
+    # Softplus is taken after gathering, so the derivatives at the ends are those that it makes 1.
+    raw = F.pad(table[2 * bins :], (0, 0, 1, 1), value=math.log(math.expm1(1 - LEAST)))
+    raw = raw.gather(0, ends)
+    d0, d1 = F.softplus(raw) + LEAST
+    slope = height / width
+    return _Bin(place, past, ends, shares, x0, y0, width, height, raw, d0, d1, slope)
+
+
+class _Fused(torch.autograd.Function):
+    """The spline of inputs (m,) by parameters (3 bins - 1, m), with its gradient written out.
+
+    Autograd keeps and visits some eighty small tensors for a spline, which takes longer than the networks
+    around it. Here a dozen are kept. There are no second derivatives.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, table: Tensor, bound: float, scale: float
+    ) -> tuple[Tensor, Tensor]:
+        """Give outputs and log derivatives, both (m,)."""
+        inside = x.abs() <= bound
+        bin_ = _find(x, table, bound, scale, of_outputs=False)
+        curve = bin_.at((bin_.place - bin_.x0) / bin_.width)
+        ctx.save_for_backward(
+            inside,
+            bin_.past,
+            bin_.ends,
+            bin_.shares,
+            bin_.width,
+            bin_.height,
+            bin_.raw,
+            bin_.d0,
+            bin_.d1,
+            bin_.slope,
+            curve.theta,
+            curve.mixed,
+            curve.denominator,
+            curve.rise,
+            curve.numerator,
+        )
+        ctx.factor = scale * 2 * bound
+        outputs = torch.addcmul(bin_.y0, bin_.height, curve.rise)
+        log_derivative = curve.log_derivative.masked_fill_(~inside, 0.0)
+        return torch.where(inside, outputs, x), log_derivative
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, of_outputs: Tensor, of_log_derivative: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        """Chain the gradients of both outputs to the inputs and the parameters."""
+        inside, past, ends, shares, width, height, raw, d0, d1, slope, *curve = ctx.saved_tensors
+        theta, mixed, denominator, rise, numerator = curve
+        go, gl = of_outputs * inside, of_log_derivative * inside
+        rest, squared = 1 - theta, theta - mixed
+        turn = rest - theta
+        # Of the outputs, with respect to numerator and denominator; of the log derivative, likewise.
+        over = go * height / denominator
+        per = gl / numerator
+        down = -torch.addcmul(2 * gl / denominator, rise, over)
+        of_d = (
+            over + down
+        ) * mixed  # of d0 and d1, but for the derivative's own part and d1's numerator
+        of_d0 = torch.addcmul(of_d, per, rest * rest)
+        of_d1 = torch.addcmul(down * mixed, per, squared)
+        of_slope = over * squared + down * (1 - 2 * mixed) + 2 * (per * mixed + gl / slope)
+        of_theta = (
+            over * (2 * slope * theta + d0 * turn)
+            + down * (d0 + d1 - 2 * slope) * turn
+            + 2 * per * (d1 * theta + slope * turn - d0 * rest)
+        )
+        of_x = of_theta / width
+        of_height = torch.addcmul(go * rise, of_slope, 1 / width)
+        of_width = -torch.addcmul(of_x * theta, of_slope, slope / width)
+
+        bins, m = shares.shape[1:]
+        gradient = theta.new_empty(3 * bins - 1, m)
+        sizes = gradient[: 2 * bins].view(2, bins, m)
+        # A bin before the input's moves its start, the input's own its size.
+        torch.mul(past, torch.stack((-of_x, go))[:, None], out=sizes[:, :-1])
+        sizes[:, -1] = 0
+        sizes.scatter_(1, ends[:1].expand(2, -1, -1), torch.stack((of_width, of_height))[:, None])
+        sizes.sub_((sizes * shares).sum(1, keepdim=True))
+        sizes.mul_(shares).mul_(ctx.factor * (1 - LEAST * bins))
+        slopes = theta.new_zeros(bins + 1, m)
+        slopes.scatter_(0, ends, torch.stack((of_d0, of_d1)).mul_(raw.sigmoid()))
+        gradient[2 * bins :] = slopes[1:-1]
+        return torch.where(inside, of_x, of_outputs), gradient, None, None

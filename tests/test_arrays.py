@@ -252,3 +252,11 @@ def test_a_zip_that_holds_no_array(tmp_path):
         file.writestr("readme.txt", "no array")
     with pytest.raises(DataError, match="got none"):
         read_array(tmp_path / "z.npz")
+
+
+def test_objects_in_a_file_are_told_without_advice_to_run_them(tmp_path):
+    path = tmp_path / "model.pt"
+    torch.save(torch.nn.Linear(2, 2), path)
+    with pytest.raises(FileFormatError, match="holds other objects.*Save the tensor alone") as told:
+        read_array(path)
+    assert "weights_only" not in str(told.value)

@@ -530,13 +530,16 @@ def test_usage_errors_exit_with_2(run, words, told):
     ],
 )
 def test_encoders_that_are_not_there(run, name, told):
-    code, out, err = run("fit", "--encoder", name, "--data", "latents.npy", "--out", "never")
+    code, out, err = run(
+        "fit", "--encoder", name, "--data", "latents.npy", "--out", "never.safetensors"
+    )
     assert (code, out) == (2, "")
     assert told in err
 
 
 ERRORS = [
-    (("fit", "--latents", "no.npy", "--out", "never"), "no.npy"),
+    (("fit", "--latents", "no.npy", "--out", "never.safetensors"), "no.npy"),
+    (("fit", "--latents", "latents.npy", "--out", "never.npz"), "a .safetensors file to write"),
     ((*FIT[:-1], "nowhere/s.safetensors"), "there is no"),
     ((*FIT[:-1], "."), "is a folder"),
     ((*FIT, "--method", "realnpv"), "Did you mean 'realnvp'?"),

@@ -189,17 +189,18 @@ def test_fewer_columns_need_no_inverse_of_all() -> None:
         fit(Turned())
 
 
-def test_it_may_work_in_place_and_the_latents_stay() -> None:
-    class InPlace(Good):
-        def forward(self, latents: Tensor) -> Tensor:
-            return latents.sub_(self.mean).sinh().float()
-
-        def inverse(self, rows: Tensor, dtype: torch.dtype) -> Tensor:
-            return rows.asinh_().to(dtype) + self.mean.to(dtype)
+@pytest.mark.parametrize("method", ["forward", "inverse", "log_determinant"])
+def test_what_it_is_given_is_the_users_and_not_written_over(method: str) -> None:
+    def in_place(self: Any, given: Tensor, *rest: Any) -> Tensor:
+        result: Tensor = getattr(Good, method)(self, given, *rest)
+        given.mul_(2)
+        return result
 
     latents = LATENTS[:16].clone()
     moments = measure([latents], covariance=False)
-    check_transform_object(InPlace().fit(moments), InPlace(), latents, moments, latents.device)
+    bad = faulty(**{method: in_place})
+    with pytest.raises(OptionError, match=f"Faulty.{method} to leave what it is given as it is"):
+        check_transform_object(bad.fit(moments), bad, latents, moments, latents.device)
     assert torch.equal(latents, LATENTS[:16])
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sklearn.preprocessing import FunctionTransformer, OneHotEncoder
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
@@ -272,3 +273,55 @@ def test_a_list_of_labelled_batches_is() -> None:
 def test_a_path_is_no_dataset(path: Any) -> None:
     with pytest.raises(DataError, match=r"got \w+. Load the file first; LatentStore\(path\) opens"):
         encode(None, path, batch_size=8)
+
+
+@pytest.mark.parametrize(
+    "encoder",
+    [
+        nn.Sequential(nn.ReLU(inplace=True), nn.Linear(4, 2)),
+        lambda x: x.mul_(2),
+        FunctionTransformer(lambda a: np.multiply(a, 2, out=a)),
+    ],
+)
+def test_an_encoder_that_writes_over_its_input_is_given_copies(encoder: Any) -> None:
+    for data in (X.clone(), X.numpy().copy()):
+        before = data.copy() if isinstance(data, np.ndarray) else data.clone()
+        expected = encoder_of(encoder)(X.clone()).detach()
+        found = encode(encoder_of(encoder), data, batch_size=10)
+        assert (data == before).all()
+        torch.testing.assert_close(found, expected)
+
+
+def test_sparse_outputs_of_scikit_learn_become_dense() -> None:
+    x = np.arange(30).reshape(-1, 1) % 5
+    found = encode(encoder_of(OneHotEncoder().fit(x)), x, batch_size=10)
+    assert torch.equal(found, torch.eye(5)[torch.from_numpy(x[:, 0])].to(found.dtype))
+
+
+def test_sparse_and_eight_bit_outputs_become_plain() -> None:
+    encoders: list[Callable[[Tensor], Tensor]] = [
+        lambda x: x.round().to_sparse(),
+        lambda x: x.round().to(torch.float8_e4m3fn),
+    ]
+    for encoder in encoders:
+        assert torch.equal(encode(encoder_of(encoder), X, batch_size=10), X.round())
+
+
+@pytest.mark.parametrize(
+    "data, message",
+    [
+        (X.to_sparse(), "dense tensor.*to_dense"),
+        (np.ma.array(X.numpy(), mask=X.numpy() > 1), "without masked values; got [0-9]+ of them"),
+        ([np.ma.array(X.numpy(), mask=X.numpy() > 1)], "without masked values"),
+    ],
+)
+def test_what_holds_no_plain_numbers_is_refused(data: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        encode(None, data, batch_size=10)
+
+
+def test_latents_of_the_users_own_get_a_remedy_of_theirs() -> None:
+    x = X.clone()
+    x[3] = torch.nan
+    with pytest.raises(NonFiniteError, match="leave these rows out"):
+        encode(None, x, batch_size=10)

@@ -5,6 +5,7 @@ import functools
 import io
 import math
 import pickle
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -86,12 +87,15 @@ class Network(nn.Module):
         self.linear = nn.Linear(6, 4)
         self.norm = nn.BatchNorm1d(4)
         self.register_buffer("offset", torch.zeros(2, 2), persistent=False)
-        self.calls: list[int] = []
+        self._calls: list[int] = []  # a log, of which its name says that nobody else needs it
+        self.settings: Any = [0.0, {"scale": 1.0}]
+        self.activation: Any = torch.relu
+        self.config = types.SimpleNamespace(patch=4)
         self.gain: Any = 1.0
         self.mode = "mean"
 
     def forward(self, x: Tensor) -> Tensor:
-        self.calls.append(1)
+        self._calls.append(1)
         result: Tensor = self.norm(self.linear(x))
         return result
 
@@ -129,6 +133,10 @@ CHANGES: dict[str, Callable[[Network], Any]] = {
     "an attribute": lambda m: setattr(m, "gain", 2.0),
     "a text": lambda m: setattr(m, "mode", "max"),
     "a tensor that is no buffer": lambda m: setattr(m, "gain", torch.ones(1)),
+    "a number in a list": lambda m: m.settings.__setitem__(0, 9.0),
+    "a number in a dict": lambda m: m.settings[1].update(scale=2.0),
+    "a function": lambda m: setattr(m, "activation", torch.tanh),
+    "a setting of an object": lambda m: setattr(m.config, "patch", 8),
     "a hook": lambda m: m.linear.register_forward_hook(lambda _, __, y: 2 * y),
     "a name": lambda m: setattr(m, "other", m._modules.pop("linear")),
 }
@@ -158,7 +166,7 @@ def test_use_changes_nothing(network: Network) -> None:
         model(torch.randn(4, 6, generator=torch.Generator().manual_seed(0)))
         assert model.fingerprint() == before
     network.eval().requires_grad_(False)
-    assert network.calls
+    assert network._calls
     assert of(network) == before
 
 

@@ -321,11 +321,11 @@ KILLED = """
         def __init__(self):
             super().__init__()
             self.weight = nn.Parameter(torch.eye(4))
-            self.calls = {"left": int(sys.argv[2])}  # no setting: a dict is not looked into
+            self._calls = {"left": int(sys.argv[2])}  # no setting, as its name says
         def forward(self, x):
-            if self.calls["left"] == 0:
+            if self._calls["left"] == 0:
                 os.kill(os.getpid(), signal.SIGKILL)
-            self.calls["left"] -= 1
+            self._calls["left"] -= 1
             with open(sys.argv[3], "a") as log:
                 log.write(f"{len(x)}\\n")
             return x @ self.weight
@@ -468,3 +468,18 @@ def test_missing_damaged_and_replaced_files_are_told(tmp_path: Path) -> None:
         fill(tmp_path / "store", again)
         assert again.seen == SHARD_ROWS
         assert path.read_bytes() == content
+
+
+def test_latents_in_the_order_of_channels_last(tmp_path: Path) -> None:
+    x = torch.randn(100, 3, 4, 5).to(memory_format=torch.channels_last)
+    assert torch.equal(whole(fill(tmp_path / "store", None, x)), x)
+
+
+@pytest.mark.parametrize("place", [0.0, "a", None])
+def test_places_that_are_no_whole_numbers_are_refused(place: Any, tmp_path: Path) -> None:
+    store = fill(tmp_path / "store", None, X[:100])
+    with pytest.raises(DataError, match="whole numbers 0 <= start"):
+        store.read(place, 3)
+    with pytest.raises(DataError, match="whole numbers from 0"):
+        store.take(torch.tensor([1.5]))
+    assert torch.equal(store.read(np.int64(1), 3), store.take([1, 2]))

@@ -116,9 +116,12 @@ def fit(
 
     from latentfit import fit_latent_sampler
     from latentfit.arrays import check_folder, read_array
+    from latentfit.errors import DataError
     from latentfit.options import parse_option_strings
 
     check_folder(out, latents, data, None if condition == "labels" else condition)
+    if not out.endswith(".safetensors"):
+        raise DataError(f"Expected the name of a .safetensors file to write; got {out!r}.")
     options = parse_option_strings(option_class(method), texts)
     encoder = None if encoder_name is None else import_object(encoder_name, "--encoder")
     dataset = read_latents(latents) if latents is not None else read_dataset(data or "")
@@ -141,6 +144,7 @@ def fit(
         if progress is not False:
             click.echo(f"{out}: {sampler!r}")
     if accelerator is not None:
+        accelerator.wait_for_everyone()  # whoever leaves the group early may be aborted at its exit
         accelerator.end_training()
 
 

@@ -10,8 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from latentfit.batches import check_dense
 from latentfit.encoding import check_finite
 from latentfit.errors import DataError
+from latentfit.outputs import as_array
 from latentfit.store import LatentStore
 
 __all__ = ["Rows", "random_index"]
@@ -127,10 +129,13 @@ def _as_data(latents: Any, what: str) -> Any:
     if isinstance(latents, Tensor):
         if latents.is_complex():
             raise DataError(f"Expected real {what}; got {latents.dtype}. Use torch.view_as_real.")
+        check_dense(latents)
         data: Any = latents.detach()
+        if data.is_floating_point() and data.element_size() == 1:  # no sums of eight bits
+            data = data.float()
     else:
         try:
-            data = np.asarray(latents)
+            data = as_array(latents)
         except (TypeError, ValueError) as error:
             raise DataError(f"Expected {what} as numbers (N, ...); {error}.") from error
         if data.dtype.kind not in "buif":

@@ -13,7 +13,7 @@ from torch import Tensor
 from latentfit.plugin import FlowSampler, GaussianMixture, OptionError, Run
 from latentfit_nflows import Spline, SplineAR
 from latentfit_normflows import MAF, Planar, Radial, RealNVP
-from latentfit_rational_quadratic import FusedSpline, rational_quadratic_spline
+from latentfit_rational_quadratic import rational_quadratic_spline
 
 FLOWS: dict[str, Any] = {
     "realnvp": lambda **o: RealNVP(**{"layers": 3, "hidden": (16,)} | o),
@@ -275,9 +275,15 @@ def test_a_fit_on_one_row_or_on_equal_columns_is_finite(name: str, base: str) ->
 
 def parameters(
     n: int, bins: int, *, scale: float = 1.0, dtype: torch.dtype = torch.float64
-) -> tuple[Tensor, ...]:
-    made = (torch.randn(n, bins), torch.randn(n, bins), torch.randn(n, bins - 1))
-    return tuple((scale * tensor).to(dtype) for tensor in made)
+) -> Tensor:
+    return (scale * torch.randn(n, 3 * bins - 1)).to(dtype)
+
+
+def split(params: Tensor, scale: float = 1.0) -> tuple[Tensor, ...]:
+    """Into what nflows is given."""
+    bins = (params.shape[-1] + 1) // 3
+    widths, heights, derivatives = params.split((bins, bins, bins - 1), -1)
+    return widths * scale, heights * scale, derivatives
 
 
 @pytest.mark.parametrize("inverse", [False, True])
@@ -288,11 +294,13 @@ def test_the_kernel_is_that_of_nflows_with_its_gradients(
     inverse: bool, bins: int, bound: float, scale: float
 ) -> None:
     x = 1.3 * bound * (2 * torch.rand(2000, dtype=torch.float64) - 1)  # some of it in the tails
-    given = (x, *parameters(2000, bins, scale=scale))
+    given = (x, parameters(2000, bins, scale=scale))
     mine = tuple(tensor.clone().requires_grad_() for tensor in given)
     theirs = tuple(tensor.clone().requires_grad_() for tensor in given)
     got = rational_quadratic_spline(*mine, tail_bound=bound, inverse=inverse)
-    expected = reference(*theirs, tails="linear", tail_bound=bound, inverse=inverse)
+    expected = reference(
+        theirs[0], *split(theirs[1]), tails="linear", tail_bound=bound, inverse=inverse
+    )
     for one, other in zip(got, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
     weights = torch.randn(2, 2000, dtype=torch.float64)
@@ -314,9 +322,8 @@ def test_the_fused_kernel_is_that_of_nflows_with_its_gradients(
     x[0] = torch.tensor([bound, -bound, 0.0, 2 * bound, torch.inf])
     params = spread * torch.randn(400, 5, 3 * bins - 1, dtype=torch.float64)
     mine, theirs = ([t.clone().requires_grad_() for t in (x, params)] for _ in range(2))
-    got = FusedSpline.apply(*mine, scale, bound, (1e-3, 1e-3, 1e-3))
-    widths, heights, derivatives = theirs[1].split((bins, bins, bins - 1), -1)
-    shape = widths * scale, heights * scale, derivatives
+    got = rational_quadratic_spline(*mine, tail_bound=bound, scale=scale, fused=True)
+    shape = split(theirs[1], scale)
     expected = reference(theirs[0], *shape, tails="linear", tail_bound=bound)
     for one, other in zip(got, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
@@ -335,7 +342,7 @@ def test_the_fused_kernel_is_that_of_nflows_with_its_gradients(
 def test_the_fused_kernel_trains_in_float32_and_knows_no_second_gradient() -> None:
     params = (20 * torch.randn(5000, 1, 23)).requires_grad_()
     x = (6 * (2 * torch.rand(5000, 1) - 1)).requires_grad_()
-    y, log_derivative = FusedSpline.apply(x, params, 1.0, 5.0, (1e-3, 1e-3, 1e-3))
+    y, log_derivative = rational_quadratic_spline(x, params, tail_bound=5.0, fused=True)
     (gradient,) = torch.autograd.grad(y.sum() + log_derivative.sum(), x, create_graph=True)
     assert gradient.isfinite().all()
     with pytest.raises(RuntimeError, match="does not require grad"):
@@ -362,16 +369,16 @@ def test_a_spline_in_training_is_the_same_spline(cls: Any) -> None:
 def test_the_kernel_is_its_own_inverse(scale: float) -> None:
     x = 7 * (2 * torch.rand(4000, dtype=torch.float64) - 1)
     shape = parameters(4000, 8, scale=scale)
-    y, forward = rational_quadratic_spline(x, *shape, tail_bound=5.0)
-    again, backward = rational_quadratic_spline(y, *shape, tail_bound=5.0, inverse=True)
+    y, forward = rational_quadratic_spline(x, shape, tail_bound=5.0)
+    again, backward = rational_quadratic_spline(y, shape, tail_bound=5.0, inverse=True)
     torch.testing.assert_close(again, x, rtol=0, atol=1e-7)
     torch.testing.assert_close(backward, -forward, rtol=0, atol=1e-4)
 
 
 def test_the_kernel_is_increasing_and_the_identity_in_the_tails() -> None:
     x = torch.linspace(-9, 9, 5001, dtype=torch.float64)
-    shape = tuple(p.expand(5001, -1) for p in parameters(1, 8, scale=4.0))
-    y, log_derivative = rational_quadratic_spline(x, *shape, tail_bound=5.0)
+    shape = parameters(1, 8, scale=4.0).expand(5001, -1)
+    y, log_derivative = rational_quadratic_spline(x, shape, tail_bound=5.0)
     assert (y.diff() > 0).all()
     outside = x.abs() > 5
     assert torch.equal(y[outside], x[outside])
@@ -388,11 +395,9 @@ def test_no_float32_input_gives_nan_where_nflows_may_raise(inverse: bool, scale:
     edges = torch.tensor([-5.0, 5.0, 0.0, -0.0, 1e-30, 1e30, -1e30, float("inf")])
     x[: len(edges)] = edges
     x[len(edges) : 2 * len(edges)] = torch.nextafter(edges, torch.zeros(()))
-    knots, _ = rational_quadratic_spline(x, *shape, tail_bound=5.0)
+    knots, _ = rational_quadratic_spline(x, shape, tail_bound=5.0)
     for given in (x, knots):
-        y, log_derivative = rational_quadratic_spline(
-            given, *shape, tail_bound=5.0, inverse=inverse
-        )
+        y, log_derivative = rational_quadratic_spline(given, shape, tail_bound=5.0, inverse=inverse)
         assert not y.isnan().any()
         assert log_derivative.isfinite().all()
         inside = given.abs() <= 5
@@ -401,11 +406,11 @@ def test_no_float32_input_gives_nan_where_nflows_may_raise(inverse: bool, scale:
 
 
 def test_gradients_of_the_kernel_are_finite_for_float32_training() -> None:
-    given = tuple(p.requires_grad_() for p in parameters(5000, 8, scale=20.0, dtype=torch.float32))
+    given = parameters(5000, 8, scale=20.0, dtype=torch.float32).requires_grad_()
     x = (6 * (2 * torch.rand(5000) - 1)).requires_grad_()
-    y, log_derivative = rational_quadratic_spline(x, *given, tail_bound=5.0)
+    y, log_derivative = rational_quadratic_spline(x, given, tail_bound=5.0)
     (y.sum() + log_derivative.sum()).backward()
-    for tensor in (x, *given):
+    for tensor in (x, given):
         assert tensor.grad is not None
         assert tensor.grad.isfinite().all()
 
