@@ -1,6 +1,6 @@
 """Measure the methods, under each transform, on the latents of two convolutional autoencoders of MNIST.
 
-    python benchmarks/convolutional.py --cache DIR [--data-dir DIR] [--autoencoder flat] [--methods a,b]
+    python benchmarks/convolutional.py --cache DIR [--data-dir DIR] [--autoencoder flat] [--methods "a;b"]
         [--transforms scale,whiten] [--max-seconds 600] [--out benchmarks/results/convolutional]
 
 The autoencoders (latents of 4 channels of 4x4, and of 64 flat dimensions) are trained once and kept in the
@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from latentfit import fit_latent_sampler
+from latentfit import LatentSampler, fit_latent_sampler
 from latentfit_bench.classifier import load_classifier
 from latentfit_bench.convolutional import ConvolutionalAutoencoder
 from latentfit_bench.datasets import ImageData, binarize, load_mnist
@@ -38,10 +38,11 @@ TRANSFORMS = ("auto", "scale", "standardize", "whiten", "none")
 BASELINES = ("Real", "Reconstruction", "Resample")
 # Methods with other options than their defaults, by the name of their row.
 VARIANTS: dict[str, dict[str, Any]] = {
-    "flow-matching sharp": {"method": "flow-matching", "guidance": 0.6},
-    "flow-matching unguided": {"method": "flow-matching", "guidance": 0.0},
-    "flow-matching 2 min": {"method": "flow-matching", "max_seconds": 120.0},
+    "flow-matching, wide": {"method": "flow-matching", "hidden": 768, "steps": 15_000},
+    "flow-matching, 2 min": {"method": "flow-matching", "max_seconds": 120.0},
 }
+GUIDED = ("flow-matching", "flow-matching, wide")  # measured at these guidances, too:
+GUIDANCES = (0.0, 0.4, 0.6)
 SAMPLES = 10_000
 SCORED = 2_000  # held-out latents in the NLL
 SHOWN = 64
@@ -135,17 +136,30 @@ class Study:
             "fit_seconds": time.perf_counter() - wall,
             "fit_processor_seconds": time.process_time() - processor,
         }
-        started = time.perf_counter()
-        z = sampler.sample(SAMPLES, seed=self.arguments.seed)
-        measured["sample_seconds"] = time.perf_counter() - started
-        if sampler.has_density:
-            train, held_out = self.latents.flatten(1), self.held_out[:SCORED]
-            measured["nll"] = standardised_nll(sampler.log_prob, train, held_out)
         info = sampler.info
         measured |= {
             key: info[key] for key in ("method", "options", "transform", "fit", "parameters")
         }
-        self.keep(kind, name, transform, self.decoded(model, z), measured)
+        self.keep(kind, name, transform, *self.judged(model, sampler, measured))
+        if name in GUIDED and transform == "auto":  # of one network, as it is trained without
+            field: Any = sampler._plugin
+            for guidance in GUIDANCES:
+                field.field.guidance.fill_(guidance)
+                made = measured | {"guidance": guidance}
+                other = f"{name}, guidance {guidance:g}"
+                self.keep(kind, other, transform, *self.judged(model, sampler, made))
+
+    def judged(
+        self, model: ConvolutionalAutoencoder, sampler: LatentSampler, measured: dict[str, Any]
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """Draw images; what was measured, with the seconds of drawing and the likelihood."""
+        started = time.perf_counter()
+        z = sampler.sample(SAMPLES, seed=self.arguments.seed)
+        added: dict[str, Any] = {"sample_seconds": time.perf_counter() - started}
+        if sampler.has_density:
+            train, held_out = self.latents.flatten(1), self.held_out[:SCORED]
+            added["nll"] = standardised_nll(sampler.log_prob, train, held_out)
+        return self.decoded(model, z), measured | added
 
     def keep(
         self, kind: str, name: str, transform: str, binary: Tensor, measured: dict[str, Any]
@@ -241,7 +255,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=results)
     parser.add_argument("--data-dir", help="a folder with a sub-folder mnist/")
     parser.add_argument("--autoencoder", choices=AUTOENCODERS, action="append")
-    parser.add_argument("--methods", help="separated by commas; all by default")
+    parser.add_argument("--methods", help="separated by semicolons; all by default")
     parser.add_argument("--transforms", default=",".join(TRANSFORMS))
     parser.add_argument("--max-seconds", type=float, help="of a fit")
     parser.add_argument("--seed", type=int, default=0)
@@ -252,7 +266,7 @@ def main() -> None:
         *VARIANTS,
         *(info.name for info in list_samplers() if info.distribution == "latentfit"),
     ]
-    names = arguments.methods.split(",") if arguments.methods else every
+    names = arguments.methods.split(";") if arguments.methods else every
     study = Study(load_mnist(arguments.data_dir, log=log), arguments)
     for kind in arguments.autoencoder or AUTOENCODERS:
         model = study.autoencoder(kind)

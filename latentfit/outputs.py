@@ -78,9 +78,10 @@ def as_array(value: Any) -> np.ndarray[Any, Any]:
         DataError: A masked array with masked values, which would be taken for numbers.
     """
     if np.ma.is_masked(value):
+        count = int(np.ma.getmaskarray(value).sum())
         raise DataError(
-            f"Expected an array without masked values; got {np.ma.count_masked(value)} of them. Leave their "
-            "rows out, or fill them."
+            f"Expected an array without masked values; got {count} of them. Leave their rows out, or fill them "
+            "in."
         )
     return np.asarray(value)
 

@@ -64,8 +64,8 @@ class FlowMatching(Sampler):
         components: The size of the mixture, then at any number of columns; None chooses it by held-out
             likelihood, at most 200, up to 16 columns, and none beyond.
         steps: Optimiser steps at most; a held-out loss that no longer falls stops earlier. None means 3,000
-            from a mixture, 6,000 of a convolutional network, and else some 100 passes through the rows, at
-            least 3,000 and at most 12,000.
+            from a mixture, 6,000 of a convolutional network, and else some 200 passes through the rows, at
+            least 3,000 and at most 20,000.
         learning_rate: The highest of the cosine schedule; None means 8e-3 from a mixture, and else 3e-3.
         solver_steps: Runge-Kutta steps from noise to the rows, and back for the density.
         probes: Vectors of random signs in each estimate of the divergence.
@@ -168,9 +168,9 @@ class FlowMatching(Sampler):
         self.field.start(some)
         steps, learning_rate = 3000, 8e-3
         if isinstance(self.field, GaussianField):
-            passes = 100 * rows.shape[0] // run.batch_size
+            passes = 200 * rows.shape[0] // run.batch_size
             conv = isinstance(self.field, ConvField)
-            steps, learning_rate = 6000 if conv else min(12_000, max(3000, passes)), 3e-3
+            steps, learning_rate = 6000 if conv else min(20_000, max(3000, passes)), 3e-3
             fast = _is_fast_at_bfloat16(some.device)
             self.field.halve = fast if self.precision == "auto" else self.precision == "bfloat16"
             run.facts["precision"] = "bfloat16" if self.field.halve else "float32"
