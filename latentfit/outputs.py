@@ -80,8 +80,7 @@ def as_array(value: Any) -> np.ndarray[Any, Any]:
     if np.ma.is_masked(value):
         count = int(np.ma.getmaskarray(value).sum())
         raise DataError(
-            f"Expected an array without masked values; got {count} of them. Leave their rows out, or fill them "
-            "in."
+            f"Expected an array with no value masked; got {count} that are. Leave out their rows, or fill them."
         )
     return np.asarray(value)
 
