@@ -80,7 +80,7 @@ def as_array(value: Any) -> np.ndarray[Any, Any]:
     if np.ma.is_masked(value):
         count = int(np.ma.getmaskarray(value).sum())
         raise DataError(
-            f"Expected an array with no value masked; got {count} that are. Leave out their rows, or fill them."
+            f"Expected an array with no value masked; got {count} that are. Leave these rows out."
         )
     return np.asarray(value)
 
