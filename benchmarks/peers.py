@@ -65,14 +65,14 @@ MEASURES = (
 )
 
 
-def trained(path: Path, images: Tensor) -> Autoencoder:
+def trained(path: Path, images: Tensor, seed: int = 0) -> Autoencoder:
     """Train the paper's autoencoder, as `latentfit bench mnist` does, or take it from the cache."""
     if path.exists():
         model = Autoencoder(images.shape[1], 10)
         model.load_state_dict(load_file(path))
         return model.eval().requires_grad_(False)
     made = train_autoencoder(
-        lambda: Autoencoder(images.shape[1], 10), images, epochs=20, seed=0
+        lambda: Autoencoder(images.shape[1], 10), images, epochs=20, seed=seed
     ).model
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({k: v.contiguous() for k, v in made.state_dict().items()}, path)

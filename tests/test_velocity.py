@@ -182,7 +182,9 @@ def test_guidance_multiplies_what_the_network_adds_later_on(t: float, share: flo
 # --- flow matching with them ---
 
 
-@pytest.mark.parametrize("held_out, given, used", [(0, None, 0.0), (90, 0.7, 0.7), (90, 0.0, 0.0)])
+@pytest.mark.parametrize(
+    "held_out, given, used", [(0, None, 0.0), (90, None, 0.0), (90, 0.7, 0.7), (90, 0.0, 0.0)]
+)
 def test_guidance_is_as_given_and_needs_held_out_rows(
     held_out: int, given: float | None, used: float
 ) -> None:
@@ -196,8 +198,10 @@ def test_guidance_is_as_given_and_needs_held_out_rows(
     assert float(field.guidance) == pytest.approx(used)
 
 
-@pytest.mark.parametrize("slope, least, most", [(0.8, 0.4, 0.4), (1.0, 0.0, 0.0), (1.3, 0.0, 0.0)])
-def test_guidance_makes_up_for_what_was_not_learnt(slope: float, least: float, most: float) -> None:
+@pytest.mark.parametrize("slope, least, most", [(0.7, 0.4, 0.6), (1.0, 0.0, 0.2), (1.3, 0.0, 0.0)])
+def test_guidance_goes_as_far_as_a_classifier_sees_nothing(
+    slope: float, least: float, most: float
+) -> None:
     """Two clusters, the flow to which a field knows in closed form, but for a factor."""
 
     class Known(DeepField):
@@ -211,12 +215,12 @@ def test_guidance_makes_up_for_what_was_not_learnt(slope: float, least: float, m
             known = (t - (1 - t)) / d * place
             return slope * (velocity - known) * d.sqrt()
 
-    signs = 2.0 * (torch.arange(1000) % 2)[:, None] - 1
-    rows = CENTRE * signs + math.sqrt(1 - CENTRE**2) * normal(1000, 20)
+    signs = 2.0 * (torch.arange(4000) % 2)[:, None] - 1
+    rows = CENTRE * signs + math.sqrt(1 - CENTRE**2) * normal(4000, 20)
     plugin = build(None, dim=20)
     plugin.field = field = Known(20, 0, 8, 1, rotate=False)
     run = Run(seeded(0))
-    plugin._guide(field, rows[:500], rows[500:], run)
+    plugin._guide(field, rows, run)
     assert least - 1e-6 <= run.facts["guidance"] <= most + 1e-6
 
 
