@@ -18,7 +18,7 @@ from latentfit.rows import Rows
 __all__ = ["ParameterAverage", "Run", "adam", "minibatches", "train"]
 
 _EVALUATIONS = 40  # in a run of full length
-_EVALUATION_ROWS = 8192  # per forward pass
+_EVALUATION_ROWS = 2048  # per forward pass: what it makes should stay in the cache
 _MOST_SUBSET = 2**18  # rows
 _SUBSET_BYTES = 2**28
 _REMEDY = "lower learning_rate, check the latents for outliers, or choose another method"
