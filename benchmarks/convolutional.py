@@ -42,7 +42,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "flow-matching, 2 min": {"method": "flow-matching", "max_seconds": 120.0},
 }
 GUIDED = ("flow-matching", "flow-matching, wide")  # measured at these guidances, too:
-GUIDANCES = (0.0, 0.4, 0.6)
+GUIDANCES = (0.0, 0.2, 0.4, 0.6)
 SAMPLES = 10_000
 SCORED = 2_000  # held-out latents in the NLL
 SHOWN = 64

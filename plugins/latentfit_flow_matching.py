@@ -41,7 +41,7 @@ _PART = 1 << 22  # the same where no gradient is kept
 _GUIDANCE = (0.0, 0.2, 0.4, 0.6)  # to choose from,
 _JUDGES, _LEAST_JUDGES = 4096, 256  # by so many held-out rows at most and at least,
 _LATE = 1.1  # of the time that a fit may take
-_TOLD = 0.52  # up to this area under the curve of a classifier that tells samples from them
+_TOLD = 0.55  # up to this area under the curve of a classifier that tells samples from them
 _DENSE = 1024  # columns up to which the D * D numbers of principal axes are worth their size
 
 
@@ -81,7 +81,7 @@ class FlowMatching(Sampler):
             Karras et al., 2024, arXiv:2406.02507), in the later part of the paths: samples get sharper, and
             rows less likely: fit with 0 for the likelihood's sake. None takes the most of 0, 0.2, 0.4 and
             0.6 with which a classifier can't tell samples from held-out rows (``latentfit.metrics.c2st`` of
-            at most 0.52), and 0 with convolutions or fewer than 256 held-out rows.
+            at most 0.55), and 0 with convolutions or fewer than 256 held-out rows.
     """
 
     has_density: ClassVar[bool] = True
