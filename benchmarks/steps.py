@@ -235,7 +235,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--only", default="", help="a part of the rows' names")
     arguments = parser.parse_args()
-    rows = {}
+    path = arguments.out / "results.json"
+    rows = json.loads(path.read_text())["rows"] if arguments.only and path.exists() else {}
     for name, pair in PAIRS.items():
         if arguments.only in name:
             rows[name] = measure(pair, arguments.dim, arguments.batch, arguments.rounds)
@@ -253,7 +254,6 @@ def main() -> None:
         "versions": versions(("latentfit", "torch", "normflows", "nflows")),
     }
     arguments.out.mkdir(parents=True, exist_ok=True)
-    path = arguments.out / "results.json"
     write_atomically(path, (json.dumps(results, indent=1) + "\n").encode())
     write_atomically(path.with_name("table.md"), table(results).encode())
 

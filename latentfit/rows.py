@@ -226,6 +226,8 @@ def draw_index(
     """
     left_out = torch.zeros(0, dtype=torch.int64) if left_out is None else left_out
     size = min(size, n - len(left_out))
+    if size == n:
+        return torch.arange(n)
     if 2 * (size + len(left_out)) > n:
         drawn = torch.randperm(n, generator=generator, device=generator.device).cpu()
         drawn = drawn[~torch.isin(drawn, left_out)]

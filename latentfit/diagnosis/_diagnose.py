@@ -20,10 +20,11 @@ from latentfit.diagnosis._dimension import (
 )
 from latentfit.diagnosis._moments import Moments, measure_moments, measure_spectrum
 from latentfit.diagnosis._report import Diagnosis, Finding, Marginal, Plots
-from latentfit.diagnosis._rows import Rows, random_index
+from latentfit.diagnosis._rows import Rows
 from latentfit.diagnosis._shift import Shift, two_sample_test
 from latentfit.errors import DataError
 from latentfit.randomness import check_seed, plugin_defaults
+from latentfit.rows import draw_index
 
 __all__ = ["diagnose"]
 
@@ -79,7 +80,7 @@ def _diagnose(rows: Rows, others: Rows | None, seed: int, generator: torch.Gener
     moments = measure_moments(rows)
     copies = advice.about_copies(find_copies(moments.prints), crowded=rows.crowded)
     constants = advice.about_constants(moments)
-    index = random_index(len(rows), _SAMPLE, generator)
+    index = draw_index(len(rows), _SAMPLE, generator)
     shift = advice.about_shift(_shift(rows, others, generator), validation=others is not None)
     if not bool(moments.varies.any()):
         findings = (*_unknown(rows.dim), copies, constants, shift)
@@ -125,15 +126,13 @@ def _shift(rows: Rows, others: Rows | None, generator: torch.Generator) -> Shift
         half = len(rows) // 2
         if half < _LEAST_COMPARED:
             return None
-        first = rows.take(random_index(half, _COMPARED, generator))
-        second = rows.take(half + random_index(len(rows) - half, _COMPARED, generator))
+        first = rows.take(draw_index(half, _COMPARED, generator))
+        second = rows.take(half + draw_index(len(rows) - half, _COMPARED, generator))
         return two_sample_test(first, second, generator)
     if min(len(rows), len(others)) < _LEAST_COMPARED:
         return None
-    x = rows.take(random_index(len(rows), _COMPARED, generator))
-    return two_sample_test(
-        x, others.take(random_index(len(others), _COMPARED, generator)), generator
-    )
+    x = rows.take(draw_index(len(rows), _COMPARED, generator))
+    return two_sample_test(x, others.take(draw_index(len(others), _COMPARED, generator)), generator)
 
 
 def _distances(sample: Tensor, moments: Moments, index: Tensor) -> Tensor | None:

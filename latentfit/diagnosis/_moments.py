@@ -9,9 +9,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from latentfit.diagnosis._rows import Rows, random_index
+from latentfit.diagnosis._rows import Rows
 from latentfit.errors import DataError
 from latentfit.moments import beyond_rounding
+from latentfit.rows import draw_index
 
 __all__ = [
     "Moments",
@@ -140,7 +141,7 @@ def measure_spectrum(rows: Rows, moments: Moments, generator: torch.Generator) -
     if d <= _MOST_DIMENSIONS:
         most = max(2 * d, int(_MOST_WORK / d**2))
         covariance = torch.zeros(d, d, dtype=torch.float64)
-        index = random_index(n, most, generator)
+        index = draw_index(n, most, generator)
         used = len(index)
         for part in rows.parts(index):
             centred = ((part - moments.mean) / unit) * moments.varies
@@ -149,7 +150,7 @@ def measure_spectrum(rows: Rows, moments: Moments, generator: torch.Generator) -
         values = torch.linalg.eigvalsh(covariance).flip(0)
         axes = _leading(covariance, generator)
     else:
-        index = random_index(n, _GRAM_ROWS, generator)
+        index = draw_index(n, _GRAM_ROWS, generator)
         sample = rows.take(index)
         used = len(index)
         centred = ((sample - sample.mean(0)) / unit) * moments.varies

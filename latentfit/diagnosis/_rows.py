@@ -16,7 +16,7 @@ from latentfit.errors import DataError
 from latentfit.outputs import as_array
 from latentfit.store import LatentStore
 
-__all__ = ["Rows", "random_index"]
+__all__ = ["Rows"]
 
 _NUMBERS = 2**21  # in a part: 16 MiB of float64
 _ROOM = 10  # different rows that a dtype must have for each row, at the least
@@ -113,13 +113,6 @@ def _rounding(data: Any) -> float:
         floating = data.dtype.is_floating_point
         return torch.finfo(data.dtype if floating else torch.float32).eps
     return float(np.finfo(data.dtype if data.dtype.kind == "f" else np.float32).eps)
-
-
-def random_index(n: int, most: int, generator: torch.Generator) -> Tensor:
-    """Choose at most so many of n rows at random: a sorted index."""
-    if n <= most:
-        return torch.arange(n)
-    return torch.randperm(n, generator=generator)[:most].sort().values
 
 
 def _as_data(latents: Any, what: str) -> Any:

@@ -11,9 +11,10 @@ from torch import Tensor
 from latentfit.diagnosis._advice import MOST_COPIES
 from latentfit.diagnosis._anomalies import find_copies
 from latentfit.diagnosis._moments import fingerprints
-from latentfit.diagnosis._rows import Rows, random_index
+from latentfit.diagnosis._rows import Rows
 from latentfit.errors import LatentsWarning
 from latentfit.randomness import plugin_defaults
+from latentfit.rows import draw_index
 from latentfit.store import LatentStore
 
 __all__ = ["warn_about"]
@@ -51,7 +52,7 @@ def warn_about(latents: Tensor | LatentStore, *, stacklevel: int = 2) -> None:
 
 
 def _about_copies(rows: Rows, generator: torch.Generator) -> str:
-    index = random_index(len(rows), max(_LEAST_ROWS, _HASHED // rows.dim), generator)
+    index = draw_index(len(rows), max(_LEAST_ROWS, _HASHED // rows.dim), generator)
     copies = find_copies(torch.cat([fingerprints(part) for part in rows.parts(index)]).numpy())
     # Where all are equal the fit says so itself; narrow numbers of few dimensions may be equal by rounding.
     if copies.fraction <= MOST_COPIES or copies.most == len(index) or rows.crowded:
@@ -64,8 +65,8 @@ def _about_copies(rows: Rows, generator: torch.Generator) -> str:
 
 
 def _about_scale(rows: Rows, generator: torch.Generator) -> str:
-    index = random_index(len(rows), max(_LEAST_ROWS, _MEASURED // rows.dim), generator)
-    some = random_index(len(rows), _CENTRE_ROWS, generator)
+    index = draw_index(len(rows), max(_LEAST_ROWS, _MEASURED // rows.dim), generator)
+    some = draw_index(len(rows), _CENTRE_ROWS, generator)
     centre = rows.take(some).median(0).values
     distances = [torch.linalg.vector_norm(part - centre, dim=1) for part in rows.parts(index)]
     distance = torch.cat(distances)
