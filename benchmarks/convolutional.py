@@ -194,7 +194,7 @@ class Study:
         for kind, entry in self.results["autoencoders"].items():
             best: dict[str, str] = {}
             for key, row in sorted(entry["rows"].items(), key=lambda item: item[1]["fcd"]):
-                best.setdefault(row["name"], key)
+                best.setdefault(row["name"].split(",")[0], key)  # one of all variants
             for key in [k for k in entry["rows"] if k in best.values()]:
                 shown = self.arguments.cache / f"{kind}, {key}.safetensors"
                 if shown.exists():
