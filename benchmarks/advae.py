@@ -157,7 +157,7 @@ def table(results: dict[str, Any]) -> str:
         "",
         f"By `python benchmarks/advae.py`: medians of the seeds {results['seeds']}; {SAMPLES:,} samples; "
         f"{used['jobs']} fits at a time, of one thread each, on {used['cpus']} cores; {made_with}; "
-        f"{results['created']}. C2ST tells samples from latents that no fit has seen: 0.5 is ideal.",
+        f"{results['created']}. C2ST tells samples from held-out latents: 0.5 is ideal.",
     ]
     return "\n".join(lines) + "\n"
 

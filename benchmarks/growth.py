@@ -58,8 +58,8 @@ def latents(n: int, dim: int) -> Tensor:
 def measure(method: str, n: int, dim: int) -> dict[str, Any]:
     """Fit a method in this process."""
     rows = latents(n, dim)
-    held_out, rows = rows[: n // 10], rows[n // 10 :]
     rows = rows / rows.std()
+    held_out, rows = rows[: n // 10], rows[n // 10 :]
     plugin = load_sampler_class(method)()
     plugin.build(dim, len(rows))
     times: list[float] = []

@@ -133,7 +133,8 @@ def fit_best(
         raise OptionError(f"Expected at least one of the methods to succeed; {told}")
     sampler, name = contest.fitted[best["method"]], best["method"]
     left = budget - (time.monotonic() - began) - contest.judging[name]
-    if plan.workers.any(best["fit_seconds"] > 0.95 * share and left > share):
+    left = plan.workers.first(left if best["fit_seconds"] > 0.95 * share else 0.0)
+    if left > share:
         again = plan.workers.first(contest.fit(name, classes[name], left))
         if _rank(again, metric) <= _rank(best, metric):
             ranking[0], sampler = again, contest.fitted[name]
@@ -177,6 +178,8 @@ class _Contest:
             self.judging[name] = time.monotonic() - began - row["fit_seconds"]
         except Exception as error:  # whatever goes wrong in a candidate is its own fault
             row["error"] = f"{type(error).__name__}: {error}"
+        if self.plan.workers.any("error" in row):  # of one process is of all: they go on together
+            row.setdefault("error", "it failed in another process")
         return row
 
 
@@ -210,9 +213,10 @@ class _Judge:
             "fit_seconds": sampler.info["seconds"],
         }
         if sampler.has_density:
-            known = None if self.labels is None else self.labels[:_SCORED]
+            some = slice(None, None, -(-len(self.latents) // _SCORED))  # they may be in order
+            known = None if self.labels is None else self.labels[some]
             with torch.no_grad():
-                scores = sampler.log_prob(self.latents[:_SCORED], condition=known)
+                scores = sampler.log_prob(self.latents[some], condition=known)
             measured["nll"] = -float(scores.double().mean())
         return measured
 

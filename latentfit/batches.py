@@ -212,7 +212,9 @@ def input_of(item: Any) -> Tensor:
             return from_array(item)
         except TypeError:
             raise DataError(f"Expected an array of numbers; got dtype {item.dtype}.") from None
-    if not isinstance(item, Tensor):
+    if isinstance(item, Tensor):
+        check_dense(item)
+    else:
         raise DataError(
             f"Expected items that are tensors or arrays (or (x, y) or dicts of them); got "
             f"{type(item).__name__}. The dataset may be {_DATASETS}."

@@ -7,12 +7,11 @@ import warnings
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from latentfit.errors import DataError, FileFormatError, OptionError
-from latentfit.outputs import from_array
+from latentfit.outputs import as_array, from_array
 
 __all__ = ["CONDITIONS", "Classes", "Condition", "Vector", "as_labels", "fit_condition", "kind_of"]
 
@@ -231,7 +230,7 @@ def as_labels(value: Any, n: int | None = None) -> Tensor:
         f"{size} labels: whole numbers ({size},) for classes, or floats ({size},) or ({size}, C)"
     )
     try:
-        labels = value if isinstance(value, Tensor) else from_array(np.asarray(value))
+        labels = value if isinstance(value, Tensor) else from_array(as_array(value))
     except (TypeError, ValueError) as error:
         raise DataError(
             f"Expected {expected}; got {_told(value)}. Number names with "
@@ -266,7 +265,7 @@ def fit_condition(labels: Tensor) -> Condition:
 
 def _numbers(value: Any, expected: str) -> Tensor:
     try:
-        numbers = value.detach() if isinstance(value, Tensor) else from_array(np.asarray(value))
+        numbers = value.detach() if isinstance(value, Tensor) else from_array(as_array(value))
     except (TypeError, ValueError) as error:
         raise OptionError(f"Expected condition as {expected}; got {_told(value)}.") from error
     if numbers.is_complex():

@@ -88,7 +88,6 @@ class Encoding:
         self.encoder = encoder
         self.verb = "encoding" if encoder else "reading"
         self.shape: torch.Size | None = None
-        self._overwrites: bool | None = None
 
     @property
     def remedy(self) -> str:
@@ -113,9 +112,10 @@ class Encoding:
         """
         if self.encoder is not None:
             given = f"{tuple(batch.shape)} {batch.dtype}"
+            batch = batch.clone()  # of the user's data, which an encoder may write over
             try:
                 with torch.inference_mode():
-                    batch = self._encoded(self.encoder, batch)
+                    batch = self.encoder(batch)
             except LatentfitError:
                 raise
             except Exception as error:
@@ -132,16 +132,6 @@ class Encoding:
             batch = batch.float()
         self._check_shape(index, batch)
         return batch.detach().to("cpu", copy=True)  # outside inference mode: an ordinary tensor
-
-    def _encoded(self, encoder: Model, batch: Tensor) -> Tensor:
-        """Encode; what writes over its input, as the first batch shows, is given copies: it is the user's."""
-        if self._overwrites is False:
-            return encoder(batch)
-        copy = batch.clone()
-        encoded = encoder(copy)
-        self._overwrites = not torch.equal(copy, batch)
-        # What shares the copy's memory, or is it, is whole all the same: nobody else has the copy.
-        return encoded
 
     def check_shapes(self, parts: list[tuple[int, Tensor, Tensor | None]]) -> None:
         """Check that latents of other processes have the same shape.

@@ -76,7 +76,7 @@ class _Walk:
             self._put("code", value.co_code)
             self._add_all((value.co_names, value.co_consts))
         elif isinstance(value, frozenset | set):  # without an order
-            self._put(_name(type(value)), "".join(sorted(map(fingerprint, value))))
+            self._put(_name(type(value)), "".join(sorted(map(self._alone, value))))
         elif type(value) is tuple:  # constants may be shared or not: that says nothing
             self._put("tuple", str(len(value)))
             self._add_all(value)
@@ -110,6 +110,17 @@ class _Walk:
             self._put("object", _name(type(value)))
             self._add_all(_state(value))
 
+    def _alone(self, value: Any) -> str:
+        """Hash an object by itself, but for what has been seen; one that is too deep, by its class only."""
+        walk = _Walk(hashlib.sha256())
+        walk._seen = dict(self._seen)
+        try:
+            walk.add(value)
+        except RecursionError:
+            return _name(type(value))
+        digest: str = walk.hash.hexdigest()
+        return digest
+
     def _add_all(self, values: Any) -> None:
         for value in values:
             self.add(value)
@@ -126,12 +137,17 @@ class _Walk:
                 self._add_tensor(tensor)
 
         for name, part in module.named_modules():
+            for key in _HOOKS:
+                self._add_all(getattr(part, key).values())
             for key, value in sorted(vars(part).items()):
-                if key not in _OWN and (_is_plain(value) or not key.startswith("_")):
+                if key in _OWN or isinstance(value, torch.device):
+                    continue
+                if _is_plain(value):
                     self._put("attribute", f"{name}.{key}")
                     self.add(value)
-                elif key in _HOOKS:
-                    self._add_all(value.values())
+                elif not key.startswith("_"):
+                    self._put("attribute", f"{name}.{key}")
+                    self._put("value", self._alone(value))
 
     def _add_tensor(self, tensor: Tensor) -> None:
         tensor = tensor.detach()

@@ -233,7 +233,7 @@ def _attribute(value: Any, name: str) -> Any:
 
 
 def _is_usable(value: Any) -> bool:
-    return isinstance(value, Tensor | np.ndarray) or _is_posterior(value)
+    return isinstance(value, Tensor | np.ndarray) or _is_sparse(value) or _is_posterior(value)
 
 
 def _is_sparse(value: Any) -> bool:
@@ -252,7 +252,7 @@ def _tensor(value: Any) -> Tensor:
             "output='sample' or output=lambda returned: ..."
         )
     try:
-        return from_array(value)
+        return from_array(as_array(value))
     except TypeError:
         raise EncoderOutputError(
             f"Expected an array of numbers; got one of dtype {value.dtype}."

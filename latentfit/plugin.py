@@ -32,6 +32,7 @@ an encoder, an image or a file::
 from latentfit.adversarial import train_adversarially
 from latentfit.errors import DataError, DivergenceError, OptionError
 from latentfit.gaussian_field import ConvField, DeepField, GaussianField
+from latentfit.metrics import c2st
 from latentfit.mixture import GaussianMixture, mixture_size
 from latentfit.options import Interval
 from latentfit.rows import Rows
@@ -56,6 +57,7 @@ __all__ = [
     "Sampler",
     "StandardNormal",
     "VelocityField",
+    "c2st",
     "minibatches",
     "mixture_size",
     "train",

@@ -111,14 +111,17 @@ class LatentStore:
             f"dtype={str(self.dtype).removeprefix('torch.')}, labels={'yes' if self.has_labels else 'no'})"
         )
 
-    def read(self, start: int, stop: int) -> Tensor:
+    def read(self, start: Any, stop: Any) -> Tensor:
         r"""Read latents (stop - start, \*shape), which may lie in several files.
 
         Raises:
             DataError: There are no such latents.
             FileFormatError: A file is missing, damaged, or another than the index tells.
         """
-        whole = all(isinstance(place, int | np.integer) for place in (start, stop))
+        whole = all(
+            isinstance(place, int | np.integer) and not isinstance(place, bool)
+            for place in (start, stop)
+        )
         if not whole or not 0 <= start <= stop <= len(self):
             raise DataError(
                 f"Expected whole numbers 0 <= start <= stop <= {len(self)}; got start={start!r}, "
@@ -128,10 +131,10 @@ class LatentStore:
         parts = [self._read("latents", i, low, high) for i, low, high in self._pieces(start, stop)]
         return torch.cat(parts) if parts else torch.zeros(0, *self.shape, dtype=self.dtype)
 
-    def parts(self, rows: int | None = None) -> Iterator[Tensor]:
+    def parts(self, rows: Any = None) -> Iterator[Tensor]:
         r"""Read all latents in order, (n, \*shape) at a time; None means a file at a time."""
-        if rows is not None and rows < 1:
-            raise DataError(f"Expected rows as a whole number >= 1 or None; got {rows}.")
+        if rows is not None and (not isinstance(rows, int | np.integer) or rows < 1):
+            raise DataError(f"Expected rows as a whole number >= 1 or None; got {rows!r}.")
         if rows is None:
             for i in range(len(self.shards)):
                 yield self._read("latents", i, 0, self.shards[i].rows)
@@ -153,9 +156,10 @@ class LatentStore:
             FileFormatError: A file is missing, damaged, or another than the index tells.
         """
         index = torch.as_tensor(index)
-        numbers = index.ndim == 1 and not (index.is_floating_point() or index.is_complex())
-        inside = numbers and bool(((index >= 0) & (index < len(self))).all())
-        index = index.long() if inside else index
+        kinds = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+        whole = index.dtype in kinds or not index.numel()
+        index = index.long() if whole else index
+        inside = whole and index.ndim == 1 and bool(((index >= 0) & (index < len(self))).all())
         if not inside or bool((index.diff() < 0).any()):
             raise DataError(
                 f"Expected an ascending index (n,) of whole numbers from 0 to {len(self) - 1}; got {index}."

@@ -86,6 +86,7 @@ def fill_store(
     fingerprint = "latents" if encoder is None else encoder.fingerprint()
     if encoder is not None and encoder.draws:
         fingerprint += f" drawn by seed {seed}"
+    fingerprint = workers.first(fingerprint)  # files are named by it
     with _locked(folder) if workers.is_first else nullcontext():
         if workers.is_first:
             _clear(folder)

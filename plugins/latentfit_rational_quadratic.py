@@ -49,7 +49,7 @@ def rational_quadratic_spline(
     x = inputs.reshape(-1)
     # A row for each parameter: sums over the bins then run through memory once, several inputs at a time.
     table = params.to(x.dtype).reshape(len(x), params.shape[-1]).T.contiguous()
-    if fused:
+    if fused and not inverse:
         apply: Any = _Fused.apply  # untyped in torch
         outputs, log_derivative = apply(x, table, tail_bound, scale)
     else:

@@ -325,3 +325,15 @@ def test_latents_of_the_users_own_get_a_remedy_of_theirs() -> None:
     x[3] = torch.nan
     with pytest.raises(NonFiniteError, match="leave these rows out"):
         encode(None, x, batch_size=10)
+
+
+def test_an_encoder_that_writes_over_later_batches_only_gets_copies_too() -> None:
+    data = torch.cat((X.abs(), -X.abs(), X.abs(), -X.abs()))
+    before = data.clone()
+    encode(encoder_of(nn.ReLU(inplace=True)), data, batch_size=25)
+    assert torch.equal(data, before)
+
+
+def test_sparse_batches_are_refused() -> None:
+    with pytest.raises(DataError, match="dense tensor.*to_dense"):
+        encode(encoder_of(nn.Linear(4, 2)), [X.to_sparse()], batch_size=10)

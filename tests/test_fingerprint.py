@@ -329,3 +329,29 @@ def test_what_pickle_refuses_counts_by_its_class() -> None:
             return x
 
     assert of(Unpicklable()) == of(Unpicklable())
+
+
+def test_objects_that_are_deep_or_lead_back_count_by_their_class(network: Network) -> None:
+    class Node:
+        def __init__(self) -> None:
+            self.following: Any = None
+            self.owners: set[Any] = set()
+
+    network.config = first = Node()
+    before = of(network)
+    node = first
+    for _ in range(5000):
+        node.following = node = Node()
+    assert len(of(network)) == 64
+    assert of(network) != before
+    first.following = None
+    first.owners.add(first)
+    assert len(of(network)) == 64
+
+
+def test_where_a_module_is_does_not_count(network: Network) -> None:
+    prints = set()
+    for device in ("cpu", "cuda:1"):
+        network.gain = torch.device(device)
+        prints.add(of(network))
+    assert len(prints) == 1

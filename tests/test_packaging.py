@@ -145,6 +145,7 @@ def test_public_names():
         "Sampler",
         "StandardNormal",
         "VelocityField",
+        "c2st",
         "minibatches",
         "mixture_size",
         "train",

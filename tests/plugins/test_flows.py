@@ -426,3 +426,14 @@ def test_a_fit_warns_once_of_more_dimensions_than_flows_are_good_for(name: str) 
     with pytest.warns(UserWarning, match=r"got 513, .* Use method='flow-matching'") as caught:
         fit(513)
     assert len(caught) == 1
+
+
+@pytest.mark.parametrize("name", ["realnvp", "spline", "maf", "radial"])
+def test_draws_in_parts_are_those_of_one_piece(name: str) -> None:
+    flow = built(name, 3, layers=2, base="normal").eval()
+    with torch.no_grad():
+        for parameter in flow.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+        drawn = flow.sample(5000, torch.Generator().manual_seed(3))
+        noise = flow.noise.sample(5000, torch.Generator().manual_seed(3))
+        torch.testing.assert_close(drawn, flow.from_base(noise))
