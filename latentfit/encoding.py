@@ -88,6 +88,7 @@ class Encoding:
         self.encoder = encoder
         self.verb = "encoding" if encoder else "reading"
         self.shape: torch.Size | None = None
+        self._buffer = torch.zeros(0)
 
     @property
     def remedy(self) -> str:
@@ -112,7 +113,7 @@ class Encoding:
         """
         if self.encoder is not None:
             given = f"{tuple(batch.shape)} {batch.dtype}"
-            batch = batch.clone()  # of the user's data, which an encoder may write over
+            batch = self._copy(batch)  # of the user's data, which an encoder may write over
             try:
                 with torch.inference_mode():
                     batch = self.encoder(batch)
@@ -132,6 +133,14 @@ class Encoding:
             batch = batch.float()
         self._check_shape(index, batch)
         return batch.detach().to("cpu", copy=True)  # outside inference mode: an ordinary tensor
+
+    def _copy(self, batch: Tensor) -> Tensor:
+        """Copy a batch; into the memory of the one before, as new pages cost more than the copying."""
+        old = self._buffer
+        fits = (old.shape, old.dtype, old.device) == (batch.shape, batch.dtype, batch.device)
+        if not fits or old.stride() != batch.stride() or old.requires_grad:
+            self._buffer = torch.empty_like(batch)
+        return self._buffer.copy_(batch.detach())
 
     def check_shapes(self, parts: list[tuple[int, Tensor, Tensor | None]]) -> None:
         """Check that latents of other processes have the same shape.
