@@ -31,7 +31,7 @@ from latentfit_bench.classifier import load_classifier
 from latentfit_bench.datasets import binarize, load_mnist
 from latentfit_bench.files import write_atomically
 from latentfit_bench.measure import Ruler, plain
-from latentfit_bench.results import machine, versions
+from latentfit_bench.results import listed, machine, versions
 from latentfit_bench.training import in_batches
 from latentfit_gan import GAN, R3GAN, WGANGP
 from latentfit_normflows import RealNVP
@@ -152,7 +152,7 @@ def table(results: dict[str, Any]) -> str:
             cells.append(f"{statistics.median(values):.{digits}f}" if values else "")
         lines.append("| " + " | ".join(cells) + " |")
     used = results["machine"]
-    made_with = ", ".join(f"{name} {number}" for name, number in results["versions"].items())
+    made_with = listed(results["versions"])
     lines += [
         "",
         f"By `python benchmarks/advae.py`: medians of the seeds {results['seeds']}; {SAMPLES:,} samples; "

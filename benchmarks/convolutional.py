@@ -30,7 +30,7 @@ from latentfit_bench.figures import samples
 from latentfit_bench.files import write_atomically
 from latentfit_bench.measure import Ruler, plain, standardised_nll
 from latentfit_bench.models import reconstruction_loss
-from latentfit_bench.results import machine, versions
+from latentfit_bench.results import listed, machine, versions
 from latentfit_bench.training import in_batches, train_autoencoder
 
 AUTOENCODERS = ("spatial", "flat")
@@ -229,7 +229,7 @@ def table(results: dict[str, Any]) -> str:
             if row.get("max_seconds") and row["fit_seconds"] > 0.95 * row["max_seconds"]:
                 cells[-3] += " (limit)"
             parts.append("| " + " | ".join(cells) + " |\n")
-    made_with = ", ".join(f"{name} {number}" for name, number in results["versions"].items())
+    made_with = listed(results["versions"])
     used = results["machine"]
     parts.append(
         f"\nBy `python benchmarks/convolutional.py`, seed {results['seed']}, {results['samples']:,} samples, "

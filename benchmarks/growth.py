@@ -31,7 +31,7 @@ from latentfit import list_samplers
 from latentfit.plugin import Run
 from latentfit.registry import load_sampler_class
 from latentfit_bench.files import write_atomically
-from latentfit_bench.results import machine, versions
+from latentfit_bench.results import listed, machine, versions
 from peer_contestants import peak_mb
 
 NUMBERS = (1_000, 10_000, 100_000, 1_000_000)  # at DIM dimensions
@@ -153,7 +153,7 @@ def table(results: dict[str, Any]) -> str:
                 cells.append(order(points, key))
                 parts.append("| " + " | ".join(cells) + " |\n")
     used = results["machine"]
-    made_with = ", ".join(f"{name} {number}" for name, number in results["versions"].items())
+    made_with = listed(results["versions"])
     parts.append(
         f"\nBy `python benchmarks/growth.py`, on {used['torch_threads']} threads of {used['cpus']} cores, "
         f"with {made_with}; {results['created']}. The exponent is of growth between the last two columns: "

@@ -35,7 +35,7 @@ from latentfit_bench.datasets import binarize, load_mnist
 from latentfit_bench.files import write_atomically
 from latentfit_bench.measure import Ruler, plain, standardised_nll
 from latentfit_bench.models import Autoencoder
-from latentfit_bench.results import machine, versions
+from latentfit_bench.results import listed, machine, versions
 from latentfit_bench.training import in_batches, train_autoencoder
 from peer_contestants import (
     ADVERSARIAL,
@@ -234,7 +234,7 @@ def table(results: dict[str, Any]) -> str:
         cells += [f"{min(fcds):.2f} to {max(fcds):.2f}", f"{over:.2f}", shown("fcd_penultimate", 2)]
         cells += [shown("density", 3), shown("coverage", 3), shown("peak_mb", 0)]
         parts.append("| " + " | ".join(cells) + " |\n")
-    made_with = ", ".join(f"{name} {number}" for name, number in results["versions"].items())
+    made_with = listed(results["versions"])
     used = results["machine"]
     counts = sorted({len(of) for of in rows.values()})
     repeats = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))

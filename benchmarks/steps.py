@@ -39,7 +39,7 @@ from torch import Tensor, nn
 
 from latentfit.plugin import Run, Sampler
 from latentfit_bench.files import write_atomically
-from latentfit_bench.results import machine, versions
+from latentfit_bench.results import listed, machine, versions
 from latentfit_nflows import Spline, SplineAR
 from latentfit_normflows import MAF, RealNVP
 
@@ -216,7 +216,7 @@ def table(results: dict[str, Any]) -> str:
         cells += [f"{statistics.median(draw):.3f}", f"{min(draw):.3f} to {max(draw):.3f}"]
         lines.append("| " + " | ".join(cells) + " |")
     used = results["machine"]
-    made_with = ", ".join(f"{name} {number}" for name, number in results["versions"].items())
+    made_with = listed(results["versions"])
     lines += [
         "",
         f"By `python benchmarks/steps.py`: {results['dim']} columns, batches of {results['batch']}, medians "

@@ -123,6 +123,10 @@ class _Bin:
         log_derivative = ((slope / denominator).square() * numerator).log()
         return _Curve(theta, mixed, denominator, rise, numerator, log_derivative)
 
+    def fraction(self) -> Tensor:
+        """The places, as fractions of the bins' widths."""
+        return (self.place - self.x0) / self.width
+
     def root(self) -> Tensor:
         """Solve for the fractions of the width at which the curves have the places' height."""
         rise = self.place - self.y0
@@ -134,7 +138,7 @@ class _Bin:
 
 
 def _forwards(bin_: _Bin) -> tuple[Tensor, Tensor]:
-    curve = bin_.at((bin_.place - bin_.x0) / bin_.width)
+    curve = bin_.at(bin_.fraction())
     return bin_.y0 + bin_.height * curve.rise, curve.log_derivative
 
 
@@ -182,7 +186,7 @@ class _Fused(torch.autograd.Function):
         """Give outputs and log derivatives, both (m,)."""
         inside = x.abs() <= bound
         bin_ = _find(x, table, bound, scale, of_outputs=False)
-        curve = bin_.at((bin_.place - bin_.x0) / bin_.width)
+        curve = bin_.at(bin_.fraction())
         ctx.save_for_backward(
             inside,
             bin_.past,
@@ -220,10 +224,7 @@ class _Fused(torch.autograd.Function):
         over = go * height / denominator
         per = gl / numerator
         down = -torch.addcmul(2 * gl / denominator, rise, over)
-        of_d = (
-            over + down
-        ) * mixed  # of d0 and d1, but for the derivative's own part and d1's numerator
-        of_d0 = torch.addcmul(of_d, per, rest * rest)
+        of_d0 = torch.addcmul((over + down) * mixed, per, rest * rest)
         of_d1 = torch.addcmul(down * mixed, per, squared)
         of_slope = over * squared + down * (1 - 2 * mixed) + 2 * (per * mixed + gl / slope)
         of_theta = (

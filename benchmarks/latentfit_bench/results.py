@@ -83,3 +83,8 @@ def versions(libraries: Iterable[str]) -> dict[str, str]:
         with suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
     return found
+
+
+def listed(found: dict[str, str]) -> str:
+    """What :func:`versions` found, in one line."""
+    return ", ".join(f"{name} {number}" for name, number in found.items())
