@@ -41,7 +41,7 @@ _PART = 1 << 22  # the same where no gradient is kept
 _GUIDANCE = (0.0, 0.2, 0.4, 0.6)  # to choose from,
 _JUDGES, _LEAST_JUDGES = 4096, 256  # by so many held-out rows at most and at least,
 _JUDGED = 1 << 24  # values of them,
-_LATE = 1.1  # of the time that a fit may take
+_SHARE, _MOST = 0.15, 45.0  # of the time that a fit may take, and seconds of it, at most
 _TOLD = 0.55  # up to this area under the curve of a classifier that tells samples from them
 _DENSE = 1024  # columns up to which the D * D numbers of principal axes are worth their size
 
@@ -82,8 +82,8 @@ class FlowMatching(Sampler):
             Karras et al., 2024, arXiv:2406.02507), in the later part of the paths: samples get sharper, and
             rows less likely: fit with 0 for the likelihood's sake. None takes the most of 0, 0.2, 0.4 and
             0.6 with which a classifier can't tell samples from held-out rows (a C2ST of at most 0.55, or that
-            without guidance), tried one after the other until ``max_seconds`` are over by a tenth; and 0 with
-            convolutions or fewer than 256 held-out rows.
+            without guidance), tried one after the other while the last part of ``max_seconds`` lasts, up to 45
+            s, that training leaves for it; and 0 with convolutions or fewer than 256 held-out rows.
     """
 
     has_density: ClassVar[bool] = True
@@ -194,12 +194,16 @@ class FlowMatching(Sampler):
             marked = rows.map(mark, rows.shape[1] + 1)
         else:
             marked = mark(rows, run.context)
+        guiding = self._seeks_guidance(len(held_out))
+        limit = run.max_seconds
+        if guiding and limit is not None:
+            limit = max(limit * (1 - _SHARE), limit - _MOST)
         train(
             self.field,
             self._loss(run.generator),
             marked,
             mark(held_out, run.held_out_context),
-            run,
+            replace(run, max_seconds=limit),
             steps=self.steps or steps,
             learning_rate=self.learning_rate or learning_rate,
             patience=max(
@@ -208,29 +212,30 @@ class FlowMatching(Sampler):
             ema=0.999,
         )
         if isinstance(self.field, GaussianField):
-            self._guide(self.field, held_out, run)
+            chosen, areas = self.guidance or 0.0, {}
+            if guiding:
+                if run.workers.is_first:
+                    chosen, areas = self._find_guidance(self.field, held_out, run)
+                chosen, areas = run.workers.first((chosen, areas))
+                run.facts["c2st"] = areas
+            self.field.guidance.fill_(chosen)
+            run.facts["guidance"] = chosen
+
+    def _seeks_guidance(self, held_out: int) -> bool:
+        few = held_out < _LEAST_JUDGES
+        return self.guidance is None and isinstance(self.field, DeepField) and not few
 
     @torch.no_grad()
-    def _guide(self, field: GaussianField, held_out: Tensor, run: Run) -> None:
-        """Set the guidance: the most with which a classifier can't tell samples from held-out rows.
+    def _find_guidance(
+        self, field: GaussianField, held_out: Tensor, run: Run
+    ) -> tuple[float, dict[str, float]]:
+        """Find the most guidance with which a classifier can't tell samples from held-out rows.
 
         Where it can without guidance already, guidance may make nothing worse.
-        """
-        chosen = self.guidance or 0.0
-        facts: dict[str, float] = {}
-        few = len(held_out) < _LEAST_JUDGES
-        if self.guidance is None and isinstance(field, DeepField) and not few:
-            if run.workers.is_first:
-                chosen, facts = self._hidden(field, held_out, run)
-            chosen, facts = run.workers.first((chosen, facts))
-            run.facts["c2st"] = facts
-        field.guidance.fill_(chosen)
-        run.facts["guidance"] = chosen
 
-    def _hidden(
-        self, field: DeepField, held_out: Tensor, run: Run
-    ) -> tuple[float, dict[str, float]]:
-        """Find the most guidance that a classifier can't tell; give it, and the areas that were found."""
+        Returns:
+            The guidance, and the areas of those that were tried.
+        """
         most = max(_LEAST_JUDGES, min(_JUDGES, _JUDGED // held_out.shape[1]))
         some = torch.randperm(len(held_out), generator=run.generator, device=held_out.device)[:most]
         judges, context = held_out[some], run.held_out_context
@@ -238,6 +243,7 @@ class FlowMatching(Sampler):
         noise = self.noise.sample(len(judges), run.generator)
         chosen, bound, told = 0.0, _TOLD, {}
         for guidance in _GUIDANCE:
+            began = run.elapsed()
             field.guidance.fill_(guidance)
             drawn = self.from_base(noise, context)
             pair = [
@@ -252,7 +258,8 @@ class FlowMatching(Sampler):
             if not guidance:
                 bound = max(_TOLD, area)
             chosen = guidance
-            if run.elapsed() > _LATE:
+            now = run.elapsed()
+            if 2 * now - began > 1:  # another one would not be in time
                 break
         return chosen, told
 

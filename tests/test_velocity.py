@@ -220,8 +220,22 @@ def test_guidance_goes_as_far_as_a_classifier_sees_nothing(
     plugin = build(None, dim=20)
     plugin.field = field = Known(20, 0, 8, 1, rotate=False)
     run = Run(seeded(0))
-    plugin._guide(field, rows, run)
-    assert least - 1e-6 <= run.facts["guidance"] <= most + 1e-6
+    chosen, areas = plugin._find_guidance(field, rows, run)
+    assert least <= chosen <= most
+    assert all(0 <= area <= 1 for area in areas.values())
+
+
+def test_training_leaves_time_for_the_guidance() -> None:
+    plugin = build(None, dim=20, hidden=8, blocks=1, steps=10**6)
+    times = []
+
+    def show(step: int, total: int, values: dict[str, float]) -> None:
+        times.append(run.elapsed())
+
+    run = Run(seeded(0), batch_size=64, max_seconds=4.0, show=show)
+    plugin.fit(normal(400, 20), normal(300, 20, seed=1), run)
+    assert 0.5 < times[-1] < 0.95  # of them 0.85 are for training
+    assert run.facts["c2st"]
 
 
 def test_before_training_it_is_the_gaussian_of_the_rows() -> None:
