@@ -82,8 +82,8 @@ class FlowMatching(Sampler):
             Karras et al., 2024, arXiv:2406.02507), in the later part of the paths: samples get sharper, and
             rows less likely: fit with 0 for the likelihood's sake. None takes the most of 0, 0.2, 0.4 and
             0.6 with which a classifier can't tell samples from held-out rows (a C2ST of at most 0.55, or that
-            without guidance), tried one after the other while the last part of ``max_seconds`` lasts, up to 45
-            s, that training leaves for it; and 0 with convolutions or fewer than 256 held-out rows.
+            without guidance), tried one after the other in the last part of ``max_seconds``, at most 45 s, that
+            training leaves; and 0 with convolutions or fewer than 256 held-out rows.
     """
 
     has_density: ClassVar[bool] = True
@@ -212,8 +212,9 @@ class FlowMatching(Sampler):
             ema=0.999,
         )
         if isinstance(self.field, GaussianField):
-            chosen, areas = self.guidance or 0.0, {}
+            chosen = self.guidance or 0.0
             if guiding:
+                areas: dict[str, float] = {}
                 if run.workers.is_first:
                     chosen, areas = self._find_guidance(self.field, held_out, run)
                 chosen, areas = run.workers.first((chosen, areas))
