@@ -82,8 +82,8 @@ class FlowMatching(Sampler):
             Karras et al., 2024, arXiv:2406.02507), in the later part of the paths: samples get sharper, and
             rows less likely: fit with 0 for the likelihood's sake. None takes the most of 0, 0.2, 0.4 and
             0.6 with which a classifier can't tell samples from held-out rows (a C2ST of at most 0.55, or that
-            without guidance), tried one after the other in the last part of ``max_seconds``, at most 45 s, that
-            training leaves; and 0 with convolutions or fewer than 256 held-out rows.
+            without guidance), tried in the last part of ``max_seconds``, 45 s at most, which training leaves;
+            and 0 with convolutions or fewer than 256 held-out rows.
     """
 
     has_density: ClassVar[bool] = True
@@ -198,17 +198,16 @@ class FlowMatching(Sampler):
         limit = run.max_seconds
         if guiding and limit is not None:
             limit = max(limit * (1 - _SHARE), limit - _MOST)
+        steps = self.steps or steps
         train(
             self.field,
             self._loss(run.generator),
             marked,
             mark(held_out, run.held_out_context),
             replace(run, max_seconds=limit),
-            steps=self.steps or steps,
+            steps=steps,
             learning_rate=self.learning_rate or learning_rate,
-            patience=max(
-                10, (self.steps or steps) // 500
-            ),  # a fifth of evaluations every 100 steps
+            patience=max(10, steps // 500),  # a fifth of evaluations every 100 steps
             ema=0.999,
         )
         if isinstance(self.field, GaussianField):
