@@ -138,11 +138,10 @@ class _Watch:
         self.average = ParameterAverage(generator.parameters(), ema)
         self.finite = [a.clone() for a in self.average.average]
         self.measured = len(held_out) > 0
-        if self.measured:
-            watched = [part for part in (held_out, run.held_out_context) if part is not None]
-        else:
-            watched = [*run.first(rows, _EVALUATION_ROWS)]
-        self.rows, *self.context = (part[:_EVALUATION_ROWS] for part in watched)
+        watched: tuple[Tensor | None, ...] = run.judges(held_out, _EVALUATION_ROWS)
+        if not self.measured:
+            watched = run.first(rows, _EVALUATION_ROWS)
+        self.rows, *self.context = (part for part in watched if part is not None)
         fixed = torch.Generator(rows.device).manual_seed(0)
         dim = sum(part.shape[1] for part in (self.rows, *self.context))
         directions = torch.randn(_PROJECTIONS, dim, generator=fixed, device=rows.device)

@@ -19,6 +19,7 @@ __all__ = ["ParameterAverage", "Run", "adam", "minibatches", "train"]
 
 _EVALUATIONS = 40  # in a run of full length
 _EVALUATION_ROWS = 2048  # per forward pass: what it makes should stay in the cache
+_MOST_EVALUATED = 2**14  # held-out rows: more would cost more than the training, and tell no more
 _MOST_SUBSET = 2**18  # rows
 _SUBSET_BYTES = 2**28
 _REMEDY = "lower learning_rate, check the latents for outliers, or choose another method"
@@ -113,6 +114,25 @@ class Run:
             return rows, self.context
         index = torch.randperm(len(rows), generator=self.generator, device=rows.device)[:most]
         return rows[index], None if self.context is None else self.context[index]
+
+    def judges(self, held_out: Tensor, most: int) -> tuple[Tensor, Tensor | None]:
+        """Give at most so many of the held-out rows, always the same, and their contexts.
+
+        They are drawn at random where there are more, as those of a stored dataset are in its order.
+
+        Args:
+            held_out: The held-out rows (M, D) that the sampler's ``fit`` was given.
+            most: How many at most.
+
+        Returns:
+            Rows (n, D), and contexts (n, C) or None.
+        """
+        context = self.held_out_context
+        if len(held_out) <= most:
+            return held_out, context
+        fixed = torch.Generator(held_out.device).manual_seed(0)
+        index = torch.randperm(len(held_out), generator=fixed, device=held_out.device)[:most]
+        return held_out[index], None if context is None else context[index]
 
     def first(self, rows: Tensor | Rows, most: int) -> tuple[Tensor, ...]:
         """Give a few training rows (n, D), always the same ones, and their contexts if there are any."""
@@ -240,7 +260,7 @@ def train(
     average = ParameterAverage(parameters, ema)
     every = max(1, min(steps // _EVALUATIONS, 100))
     best = _Best(module, patience)
-    watched = _Watched(held_out, run.held_out_context)
+    watched = _Watched(*run.judges(held_out, _MOST_EVALUATED))
     if not len(held_out):
         first, *context = run.first(rows, _EVALUATION_ROWS)
         watched = _Watched(first, context[0] if context else None)

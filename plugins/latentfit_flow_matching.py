@@ -237,9 +237,7 @@ class FlowMatching(Sampler):
             The guidance, and the areas of those that were tried.
         """
         most = max(_LEAST_JUDGES, min(_JUDGES, _JUDGED // held_out.shape[1]))
-        some = torch.randperm(len(held_out), generator=run.generator, device=held_out.device)[:most]
-        judges, context = held_out[some], run.held_out_context
-        context = None if context is None else context[some]
+        judges, context = run.judges(held_out, most)
         noise = self.noise.sample(len(judges), run.generator)
         chosen, bound, told = 0.0, _TOLD, {}
         for guidance in _GUIDANCE:

@@ -225,9 +225,9 @@ class _Judges:
         number = torch.arange(len(centres), device=device)
         if len(held_out):
             self.name, self.curve = "held-out rows", "validation_loss"
-            x = kde._round(held_out[:most])
+            x, context = run.judges(held_out, most)
+            x = kde._round(x)
             counts = torch.ones(len(x), len(centres), dtype=torch.bool, device=device)
-            context = None if run.held_out_context is None else run.held_out_context[:most]
         else:
             self.name, self.curve = "kept rows, each left out", "train_loss"
             own = torch.randperm(len(centres), generator=run.generator, device=device)[:most]
