@@ -9,13 +9,11 @@ over that of Resample. A fit of the results that is there already is not measure
 """
 
 import argparse
-import json
 import statistics
 import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,9 +27,8 @@ from latentfit.plugin import Run, Sampler
 from latentfit.principal import Scale
 from latentfit_bench.classifier import load_classifier
 from latentfit_bench.datasets import binarize, load_mnist
-from latentfit_bench.files import write_atomically
 from latentfit_bench.measure import Ruler, plain
-from latentfit_bench.results import listed, machine, versions
+from latentfit_bench.results import listed, provenance, read, write
 from latentfit_bench.training import in_batches
 from latentfit_gan import GAN, R3GAN, WGANGP
 from latentfit_normflows import RealNVP
@@ -132,7 +129,7 @@ def fit(name: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
 def table(results: dict[str, Any]) -> str:
     """Return the results as a Markdown document."""
     rows = results["rows"]
-    floor = {row["seed"]: row for row in rows[FLOOR]}
+    floor = {row["seed"]: row for row in rows.get(FLOOR, ())}
     lines = [
         "# Ingredients of an adversarial sampler\n",
         "| | FCD | / Resample | each seed | penultimate, / Resample | C2ST | fit, s |",
@@ -180,11 +177,8 @@ def main() -> None:
     for seed in seeds:
         path = arguments.cache / f"autoencoder-{seed}.safetensors"
         trained(path, data.train_images, seed)
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    path = arguments.out / "results.json"
-    results: dict[str, Any] = {"rows": {}}
-    if path.exists():
-        results = json.loads(path.read_text())
+    results = read(arguments.out)
+    results.setdefault("rows", {})
     todo = [
         (name, seed)
         for seed in seeds
@@ -200,15 +194,11 @@ def main() -> None:
             print(f"{name}, seed {seed}: FCD {row['fcd']:.2f}", file=sys.stderr, flush=True)
             results |= {
                 "seeds": sorted({row["seed"] for of in results["rows"].values() for row in of}),
-                "created": datetime.now(UTC).isoformat(timespec="seconds"),
                 "samples": SAMPLES,
                 "data_sha256": data.sha256,
-                "machine": machine() | {"torch_threads": 1, "jobs": arguments.jobs},
-                "versions": versions(("latentfit", "torch", "numpy")),
+                **provenance(torch_threads=1, jobs=arguments.jobs),
             }
-            write_atomically(path, (json.dumps(results, indent=1) + "\n").encode())
-    if FLOOR in results["rows"]:
-        write_atomically(path.with_name("table.md"), table(results).encode())
+            write(arguments.out, results, table)
 
 
 if __name__ == "__main__":

@@ -11,10 +11,8 @@ reference classifier's logits and penultimate layer, and relative to Resample, t
 """
 
 import argparse
-import json
 import sys
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +28,7 @@ from latentfit_bench.figures import samples
 from latentfit_bench.files import write_atomically
 from latentfit_bench.measure import Ruler, plain, standardised_nll
 from latentfit_bench.models import reconstruction_loss
-from latentfit_bench.results import listed, machine, versions
+from latentfit_bench.results import listed, provenance, read, write
 from latentfit_bench.training import in_batches, train_autoencoder
 
 AUTOENCODERS = ("spatial", "flat")
@@ -68,10 +66,8 @@ class Study:
         self.data = data
         self.classifier = load_classifier("mnist")
         self.ruler = Ruler(self.classifier, self.train)
-        self.path = arguments.out / "results.json"
-        self.results: dict[str, Any] = {"autoencoders": {}}
-        if self.path.exists():
-            self.results = json.loads(self.path.read_text())
+        self.results = read(arguments.out)
+        self.results.setdefault("autoencoders", {})
 
     def autoencoder(self, kind: str) -> ConvolutionalAutoencoder:
         """Train an autoencoder, or take it from the cache, and measure what no sampler is needed for."""
@@ -177,21 +173,14 @@ class Study:
         log(f"{kind}, {key}: FCD {row['fcd']:.2f}, penultimate {row['fcd_penultimate']:.2f}")
         shown = self.arguments.cache / f"{kind}, {key}.safetensors"
         save_file({"images": binary[:SHOWN].contiguous()}, shown)
-        self.results |= self.provenance()
-        write_atomically(self.path, (json.dumps(self.results, indent=2) + "\n").encode())
-        write_atomically(self.path.with_name("table.md"), table(self.results).encode())
-
-    def provenance(self) -> dict[str, Any]:
-        """How the results were made."""
-        return {
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        self.results |= {
             "seed": self.arguments.seed,
             "samples": SAMPLES,
             "classifier_sha256": self.classifier.sha256,
             "data_sha256": self.data.sha256,
-            "machine": machine(),
-            "versions": versions(("latentfit", "torch", "numpy")),
+            **provenance(),
         }
+        write(self.arguments.out, self.results, table)
 
     def draw(self) -> None:
         """Draw the best row of each method beside the baselines, for each autoencoder."""
@@ -204,7 +193,7 @@ class Study:
                 shown = self.arguments.cache / f"{kind}, {key}.safetensors"
                 if shown.exists():
                     images[f"{kind}: {key}"] = load_file(shown)["images"]
-        write_atomically(self.path.with_name("samples.png"), samples(images, (28, 28), side=6))
+        write_atomically(self.arguments.out / "samples.png", samples(images, (28, 28), side=6))
 
 
 def table(results: dict[str, Any]) -> str:

@@ -18,7 +18,6 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -30,8 +29,7 @@ from torch import Tensor
 from latentfit import list_samplers
 from latentfit.plugin import Run
 from latentfit.registry import load_sampler_class
-from latentfit_bench.files import write_atomically
-from latentfit_bench.results import listed, machine, versions
+from latentfit_bench.results import listed, provenance, read, write
 from peer_contestants import peak_mb
 
 NUMBERS = (1_000, 10_000, 100_000, 1_000_000)  # at DIM dimensions
@@ -223,11 +221,8 @@ def main() -> None:
     every = [info.name for info in list_samplers() if info.distribution == "latentfit"]
     methods = arguments.only.split(",") if arguments.only else every
     sizes = [(n, DIM) for n in NUMBERS] + [(NUMBER, dim) for dim in DIMS]
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    path = arguments.out / "results.json"
-    results: dict[str, Any] = {"rows": {}}
-    if path.exists():
-        results = json.loads(path.read_text())
+    results = read(arguments.out)
+    results.setdefault("rows", {})
     todo = [(method, *size) for method in methods for size in sizes]
     todo = [one for one in todo if ", ".join(map(str, one)) not in results["rows"]]
     with ThreadPoolExecutor(arguments.jobs) as pool:
@@ -235,14 +230,11 @@ def main() -> None:
             key = ", ".join(map(str, one))
             results["rows"][key] = row
             print(key, row, file=sys.stderr, flush=True)
-            results |= {
-                "created": datetime.now(UTC).isoformat(timespec="seconds"),
-                "machine": machine(),
-                "versions": versions(("latentfit", "torch", "numpy")),
-            }
-            write_atomically(path, (json.dumps(results, indent=1) + "\n").encode())
-    write_atomically(path.with_name("table.md"), table(results).encode())
-    figure(results, path.with_name("growth.png"))
+            results |= provenance()
+            write(arguments.out, results, table)
+    if results["rows"]:
+        write(arguments.out, results, table)
+        figure(results, arguments.out / "growth.png")
 
 
 if __name__ == "__main__":

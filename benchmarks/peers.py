@@ -20,7 +20,6 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +31,9 @@ from torch import Tensor
 from latentfit.metrics import density_coverage
 from latentfit_bench.classifier import load_classifier
 from latentfit_bench.datasets import binarize, load_mnist
-from latentfit_bench.files import write_atomically
 from latentfit_bench.measure import Ruler, plain, standardised_nll
 from latentfit_bench.models import Autoencoder
-from latentfit_bench.results import listed, machine, versions
+from latentfit_bench.results import listed, provenance, read, write
 from latentfit_bench.training import in_batches, train_autoencoder
 from peer_contestants import (
     ADVERSARIAL,
@@ -312,11 +310,8 @@ def main() -> None:
         parser.error(f"Expected names of {', '.join(CONTESTANTS)}; got {', '.join(unknown)}.")
     data = load_mnist(arguments.data_dir, log=log)
     trained(arguments.cache / "autoencoder.safetensors", data.train_images)
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    path = arguments.out / "results.json"
-    results: dict[str, Any] = {"rows": {}}
-    if path.exists():
-        results = json.loads(path.read_text())
+    results = read(arguments.out)
+    results.setdefault("rows", {})
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // arguments.jobs)))
     todo = [
         (name, repeat)
@@ -336,32 +331,25 @@ def main() -> None:
                 failed += 1
                 log(str(future.exception()))
                 continue
-            made = {"repeat": repeat, "created": datetime.now(UTC).isoformat(timespec="seconds")}
-            row = made | {"jobs": arguments.jobs, **future.result()}
+            used = {"torch_threads": int(os.environ["OMP_NUM_THREADS"]), "jobs": arguments.jobs}
+            made = provenance(LIBRARIES, **used)
+            row = {"repeat": repeat, "created": made["created"], **used, **future.result()}
             results["rows"].setdefault(name, []).append(row)
             log(f"{name}, repeat {repeat}: FCD {row['fcd']:.2f} in {row['fit_seconds']:.1f} s")
             results |= {
-                "created": row["created"],
                 "samples": SAMPLES,
                 "classifier_sha256": load_classifier("mnist").sha256,
                 "data_sha256": data.sha256,
-                "machine": machine()
-                | {"torch_threads": int(os.environ["OMP_NUM_THREADS"]), "jobs": arguments.jobs},
-                "versions": versions(LIBRARIES),
+                "bars": bars(results["rows"]),
+                **made,
             }
-            write(results, path)
+            write(arguments.out, results, table)
     if results["rows"]:
-        write(results, path)
-        figure(results, path.with_name("quality.png"))
+        results["bars"] = bars(results["rows"])
+        write(arguments.out, results, table)
+        figure(results, arguments.out / "quality.png")
         log(json.dumps(results["bars"], indent=1))
     sys.exit(1 if failed else 0)
-
-
-def write(results: dict[str, Any], path: Path) -> None:
-    """Write the results, with the bars, and the table."""
-    results["bars"] = bars(results["rows"])
-    write_atomically(path, (json.dumps(results, indent=1) + "\n").encode())
-    write_atomically(path.with_name("table.md"), table(results).encode())
 
 
 if __name__ == "__main__":

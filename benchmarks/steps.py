@@ -9,13 +9,11 @@ medians of each round, and the table gives the median and the range of the round
 """
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -38,8 +36,7 @@ from nflows.utils import create_alternating_binary_mask
 from torch import Tensor, nn
 
 from latentfit.plugin import Run, Sampler
-from latentfit_bench.files import write_atomically
-from latentfit_bench.results import listed, machine, versions
+from latentfit_bench.results import listed, provenance, read, write
 from latentfit_nflows import Spline, SplineAR
 from latentfit_normflows import MAF, RealNVP
 
@@ -235,8 +232,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--only", default="", help="a part of the rows' names")
     arguments = parser.parse_args()
-    path = arguments.out / "results.json"
-    rows = json.loads(path.read_text())["rows"] if arguments.only and path.exists() else {}
+    rows = read(arguments.out).get("rows", {}) if arguments.only else {}
     for name, pair in PAIRS.items():
         if arguments.only in name:
             rows[name] = measure(pair, arguments.dim, arguments.batch, arguments.rounds)
@@ -249,13 +245,9 @@ def main() -> None:
         "dim": arguments.dim,
         "batch": arguments.batch,
         "rounds": arguments.rounds,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": machine(),
-        "versions": versions(("latentfit", "torch", "normflows", "nflows")),
+        **provenance(("latentfit", "torch", "normflows", "nflows")),
     }
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, (json.dumps(results, indent=1) + "\n").encode())
-    write_atomically(path.with_name("table.md"), table(results).encode())
+    write(arguments.out, results, table)
 
 
 if __name__ == "__main__":

@@ -229,3 +229,38 @@ def test_an_interrupt_comes_through() -> None:
     model, rows = Location(), torch.ones(8, 1)
     with pytest.raises(KeyboardInterrupt):
         train(model, model.loss, rows, rows, run(show=interrupt), steps=50, learning_rate=0.1)
+
+
+@pytest.mark.parametrize("n, most", [(30, 10), (10, 10), (3, 10), (0, 10)])
+def test_judges_are_some_of_the_held_out_rows_with_their_contexts(n: int, most: int) -> None:
+    rows = torch.arange(n).float()[:, None]
+    one = run(held_out_context=10 * rows)
+    before = one.generator.get_state()
+    drawn, context = one.judges(rows, most)
+    assert context is not None
+    assert torch.equal(context, 10 * drawn)
+    assert len(drawn.unique()) == len(drawn) == min(n, most)
+    assert torch.equal(one.judges(rows, most)[0], drawn)
+    assert torch.equal(one.generator.get_state(), before)
+    if n > most:
+        assert drawn.max() > most  # not the first ones
+    assert run().judges(rows, most)[1] is None
+
+
+def test_evaluations_take_at_most_so_many_held_out_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("latentfit.training._MOST_EVALUATED", 20)
+    seen = []
+
+    class Watched(Location):
+        def loss(self, rows: Tensor) -> Tensor:
+            if not self.training:
+                seen.append(rows[:, 0].clone())
+            return super().loss(rows)
+
+    module = Watched()
+    held_out = torch.arange(100).float()[:, None]
+    train(module, module.loss, torch.ones(50, 1), held_out, run(), steps=3, learning_rate=0.1)
+    assert seen
+    assert all(len(rows) == 20 for rows in seen)
+    assert all(torch.equal(rows, seen[0]) for rows in seen)
+    assert seen[0].max() > 20

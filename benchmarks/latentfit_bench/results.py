@@ -2,15 +2,18 @@
 
 import datetime
 import importlib.metadata
+import json
 import os
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from latentfit_bench.files import write_atomically
 from latentfit_bench.measure import summary
 
 if TYPE_CHECKING:
@@ -41,8 +44,7 @@ def assemble(
     return {
         "schema": SCHEMA,
         "benchmark": run.data.name,
-        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "versions": versions(_LIBRARIES),
+        **provenance(_LIBRARIES),
         "device": str(run.device),
         "seeds": list(seeds),
         "classifier": {
@@ -62,9 +64,33 @@ def assemble(
             "sha256": run.data.sha256,
         },
         "settings": asdict(run.settings),
-        "machine": machine(),
         "seconds": seconds,
     }
+
+
+def provenance(
+    libraries: Iterable[str] = ("latentfit", "torch", "numpy"), **used: Any
+) -> dict[str, Any]:
+    """When results were made, on what kind of machine, of which more may be said, and with which versions."""
+    return {
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "machine": machine() | used,
+        "versions": versions(libraries),
+    }
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """The results of a study in its folder, to be continued; empty where there are none."""
+    path = folder / "results.json"
+    results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return results
+
+
+def write(folder: Path, results: Mapping[str, Any], table: Callable[[dict[str, Any]], str]) -> None:
+    """Write the results of a study, and the table that is made of them, to its folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / "results.json", (json.dumps(results, indent=1) + "\n").encode())
+    write_atomically(folder / "table.md", table(dict(results)).encode())
 
 
 def machine() -> dict[str, Any]:
