@@ -139,7 +139,9 @@ class Study:
         }
         info = sampler.info
         measured |= {
-            key: info[key] for key in ("method", "options", "transform", "fit", "parameters")
+            key: info[key]
+            for key in ("method", "options", "transform", "fit", "parameters", "ranking")
+            if key in info
         }
         self.keep(kind, name, transform, *self.judged(model, sampler, measured))
         if name in GUIDED and transform == "auto":  # of one network, as it is trained without

@@ -19,6 +19,7 @@ __all__ = ["ParameterAverage", "Run", "adam", "minibatches", "train"]
 
 _EVALUATIONS = 40  # in a run of full length
 _EVALUATION_ROWS = 2048  # per forward pass: what it makes should stay in the cache
+_LEAST_PARTS = 8  # that they are evaluated in, for what the losses scatter by
 _MOST_EVALUATED = 2**14  # held-out rows: more would cost more than the training, and tell no more
 _MOST_SUBSET = 2**18  # rows
 _SUBSET_BYTES = 2**28
@@ -66,6 +67,7 @@ class Run:
             if self.max_seconds is not None:
                 fraction = self.workers.largest(fraction)  # all stop at one step
             if fraction >= 1:
+                self.facts["stopped_by"] = "max_seconds"
                 return
             self.show(step, total, {})
             yield step, fraction
@@ -247,7 +249,8 @@ def train(
         run: The run that the sampler's ``fit`` was given.
         steps: Optimiser steps at most.
         learning_rate: The schedule's highest.
-        patience: Evaluations without a better held-out loss after which training stops.
+        patience: Evaluations after which training stops if in none of them the held-out loss got lower by
+            more than the standard error of the difference.
         ema: The average's decay.
         max_norm: The gradient norm that is clipped to.
 
@@ -264,11 +267,12 @@ def train(
     if not len(held_out):
         first, *context = run.first(rows, _EVALUATION_ROWS)
         watched = _Watched(first, context[0] if context else None)
-    initial = watched.mean_loss(module, loss)
+    first_losses = watched.measure(module, loss)
+    initial = first_losses.mean
     if not math.isfinite(initial):
         raise DivergenceError(f"The loss is {initial} before the first training step; {_REMEDY}.")
     if len(held_out):
-        best.offer(initial, 0)
+        best.offer(first_losses, 0)
     run.log(0, steps, train_loss=initial, **({"validation_loss": initial} if len(held_out) else {}))
     total, since = torch.zeros((), device=rows.device), 0
 
@@ -277,14 +281,15 @@ def train(
         mean, since = float(total) / since, 0
         total.zero_()
         average.swap()
-        measured = watched.mean_loss(module, loss)
+        losses = watched.measure(module, loss)
+        measured = losses.mean
         if run.workers.any(not (math.isfinite(mean) and math.isfinite(measured))):
             best.restore()
             raise DivergenceError(
                 f"Training diverged at step {done} (training loss {mean:.4g}, evaluated {measured:.4g}); "
                 f"{_REMEDY}."
             )
-        stop = best.offer(measured, done) if len(held_out) else best.keep(measured, done)
+        stop = best.offer(losses, done) if len(held_out) else best.keep(measured, done)
         stop = run.workers.any(stop)
         average.swap()
         module.train()
@@ -332,28 +337,51 @@ def adam(
 
 
 class _Best:
-    """The best weights so far."""
+    """The best weights so far, and how long held-out losses have not got better by more than their noise."""
 
     def __init__(self, module: nn.Module, patience: int) -> None:
         self.module, self.patience = module, patience
         self.waited = 0
+        self.reference: _Losses | None = None
         self.keep(math.inf, 0)
 
     @torch.no_grad()
     def keep(self, loss: float, step: int) -> bool:
         self.state = {k: v.detach().clone() for k, v in self.module.state_dict().items()}
-        self.loss, self.step, self.waited = loss, step, 0
+        self.loss, self.step = loss, step
         return False
 
-    def offer(self, loss: float, step: int) -> bool:
+    def offer(self, losses: _Losses, step: int) -> bool:
         """Keep the present weights if they are better; tell whether patience has run out."""
-        if loss < self.loss:
-            return self.keep(loss, step)
-        self.waited += 1
+        if losses.mean < self.loss:
+            self.keep(losses.mean, step)
+        if self.reference is None or losses.are_below(self.reference):
+            self.reference, self.waited = losses, 0
+        else:
+            self.waited += 1
         return self.waited >= self.patience
 
     def restore(self) -> None:
         self.module.load_state_dict(self.state)
+
+
+@dataclass(frozen=True)
+class _Losses:
+    """The mean losses of parts of the held-out rows (P,), with their shares of all rows."""
+
+    parts: Tensor
+    shares: Tensor
+
+    @property
+    def mean(self) -> float:
+        return float(self.parts @ self.shares)
+
+    def are_below(self, others: _Losses) -> bool:
+        """Tell whether the mean is below the others' by more than the standard error of the difference."""
+        gains = others.parts - self.parts
+        gain = gains @ self.shares
+        error = ((gains - gain).square() @ self.shares / max(1, len(gains) - 1)).sqrt()
+        return bool(gain > error)
 
 
 class _Watched:
@@ -361,11 +389,13 @@ class _Watched:
 
     def __init__(self, rows: Tensor, context: Tensor | None) -> None:
         tensors = (rows,) if context is None else (rows, context)
-        split = (tensor.split(_EVALUATION_ROWS) for tensor in tensors)
-        self.parts = list(zip(*split, strict=True))
+        size = max(1, min(_EVALUATION_ROWS, -(-len(rows) // _LEAST_PARTS)))
+        self.parts = list(zip(*(tensor.split(size) for tensor in tensors), strict=True))
+        sizes = torch.tensor([len(part[0]) for part in self.parts], dtype=torch.float64)
+        self.shares = sizes / sizes.sum()
 
     @torch.no_grad()
-    def mean_loss(self, module: nn.Module, loss: Callable[..., Tensor]) -> float:
+    def measure(self, module: nn.Module, loss: Callable[..., Tensor]) -> _Losses:
         module.eval()
-        sums = [loss(*part).double() * len(part[0]) for part in self.parts]
-        return float(torch.stack(sums).sum()) / sum(len(part[0]) for part in self.parts)
+        losses = torch.stack([loss(*part) for part in self.parts])
+        return _Losses(losses.cpu().double(), self.shares)

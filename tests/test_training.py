@@ -260,7 +260,33 @@ def test_evaluations_take_at_most_so_many_held_out_rows(monkeypatch: pytest.Monk
     module = Watched()
     held_out = torch.arange(100).float()[:, None]
     train(module, module.loss, torch.ones(50, 1), held_out, run(), steps=3, learning_rate=0.1)
-    assert seen
-    assert all(len(rows) == 20 for rows in seen)
-    assert all(torch.equal(rows, seen[0]) for rows in seen)
-    assert seen[0].max() > 20
+    first = torch.cat(seen[: len(seen) // 4])  # before the first step, and after each of three
+    assert len(first) == len(first.unique()) == 20
+    assert first.max() > 20
+    assert torch.equal(torch.cat(seen), first.repeat(4))
+
+
+def test_training_stops_when_what_is_gained_is_noise() -> None:
+    """A held-out loss that falls steadily, and one whose fall is lost in noise."""
+
+    def steps_made(noise: float) -> int:
+        torch.manual_seed(0)
+
+        class Falling(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.at = nn.Parameter(torch.zeros(1))
+
+            def loss(self, rows: Tensor) -> Tensor:
+                if self.training:
+                    return self.at.sum()
+                return self.at.sum() + noise * torch.randn(())
+
+        module = Falling()
+        one = run()
+        rows = torch.zeros(800, 1)
+        train(module, module.loss, rows, rows, one, steps=400, learning_rate=1e-4, patience=5)
+        return int(one.history["step"][-1])
+
+    assert steps_made(0.0) == 400
+    assert steps_made(10.0) < 200
