@@ -28,6 +28,11 @@ __all__ = ["AUTO", "AutoOptions", "fit_best", "load_candidates"]
 
 AUTO = "auto"
 BUDGET = 240.0  # seconds, where the user gives none
+SHORT_LIST = ("gmm", "realnvp", "spline", "flow-matching")
+_FOR_MANY = ("gmm", "flow-matching")  # what comes near latents of many dimensions: see docs/studies
+_MANY = 17
+_SHARED = 0.25  # of the budget
+_NOISE = 0.02  # areas that are no further apart may be equal
 _LEAST_ROWS, _MOST_ROWS = 8, 5000  # that candidates are compared on
 _SCORED = 1000  # of them in the likelihood, which ranks nothing and can take long
 
@@ -38,7 +43,9 @@ class AutoOptions:
     A class, so that these options are read and checked as a method's are.
 
     Args:
-        methods: The candidates, in the order of fitting.
+        methods: The candidates, in the order of fitting, those that gain most from more time last. None means
+            gmm, realnvp, spline and flow-matching, and beyond 16 dimensions, where the others fall behind,
+            gmm and flow-matching.
         metric: What ranks them: "c2st", the AUC of a classifier that tells samples from latents that no fit
             has seen, or "energy", the energy distance between the two. Never the likelihood alone, which
             does not see what a decoder sees.
@@ -47,23 +54,24 @@ class AutoOptions:
     def __init__(
         self,
         *,
-        methods: tuple[str, ...] = ("gmm", "realnvp", "spline", "flow-matching"),
+        methods: tuple[str, ...] | None = None,
         metric: Literal["c2st", "energy"] = "c2st",
     ) -> None:
         self.methods = methods
         self.metric = metric
 
 
-def load_candidates(methods: tuple[str, ...]) -> dict[str, type[Sampler]]:
-    """Import the samplers of these names.
+def load_candidates(methods: tuple[str, ...] | None) -> dict[str, type[Sampler]]:
+    """Import the samplers of these names, or all that may be on the short list.
 
     Raises:
         OptionError: There are no names.
         LatentfitError: One is not installed, or is broken.
     """
-    if not methods:
+    if methods is not None and not methods:
         raise OptionError("Expected methods as a tuple of one name or more; got none.")
-    return {name: load_sampler_class(name) for name in methods}
+    names = SHORT_LIST if methods is None else methods
+    return {name: load_sampler_class(name) for name in names}
 
 
 def fit_best(
@@ -72,20 +80,23 @@ def fit_best(
     *,
     labels: Tensor | None,
     plan: Plan,
+    methods: tuple[str, ...] | None,
     metric: str,
 ) -> LatentSampler:
     r"""Fit each method, compare samples with latents that none of them saw, and return the best.
 
-    Half of the time is shared equally among the methods. The best of those that were stopped by the end of
-    their share is fitted again in all the time that is left, as schedules fit themselves to their time, even
-    if one that needed no more is ahead of it; the better of its two fits counts. A method that fails is told
-    in the ranking with its error and hurts nobody.
+    A quarter of the time is shared equally among the methods. Of those that were stopped by the end of their
+    share the best is fitted again in all the time that is left, as schedules fit themselves to their time:
+    by C2ST the last one that may be as good as it, for the noise, and even if one that needed no more time is
+    ahead of it. The better of its two fits counts. A method that fails is told in the ranking with its error
+    and hurts nobody.
 
     Args:
         latents: (N, \*shape), finite, on the CPU; or a store of them.
-        classes: The candidates by name.
+        classes: What :func:`load_candidates` gave.
         labels: What to condition on; methods that can't are left out.
         plan: How; ``max_seconds`` is the budget for all fits.
+        methods: The candidates' names as the user gave them, or None for the short list.
         metric: "c2st" or "energy".
 
     Returns:
@@ -96,6 +107,8 @@ def fit_best(
         OptionError: No method is left, or none succeeded.
         DataError: Too few latents to compare on.
     """
+    if methods is None and math.prod(latents.shape[1:]) >= _MANY:
+        classes = {name: classes[name] for name in _FOR_MANY}
     names = ", ".join(classes)
     if labels is not None:
         kind = kind_of(labels)
@@ -124,7 +137,7 @@ def fit_best(
     contest = _Contest(latents, labels, left_out, plan, _Judge(judged, known, plan.seed))
     budget = BUDGET if plan.max_seconds is None else plan.max_seconds
     began = time.monotonic()
-    share = budget if len(classes) == 1 else budget / 2 / len(classes)
+    share = budget if len(classes) == 1 else _SHARED * budget / len(classes)
     ranking = [contest.fit(name, cls, share) for name, cls in classes.items()]
     ranking.sort(key=lambda row: _rank(row, metric))
     ranking = plan.workers.first(ranking)
@@ -135,7 +148,7 @@ def fit_best(
     fitted = dict(contest.fitted)
     unfinished = [row for row in ranking if row.get("stopped")]
     if unfinished:
-        early = unfinished[0]
+        early = _most_promising(unfinished, list(classes), metric)
         name = early["method"]
         left = budget - (time.monotonic() - began) - contest.judging[name]
         left = plan.workers.first(left)
@@ -192,6 +205,17 @@ class _Contest:
         if self.plan.workers.any("error" in row):  # of one process is of all: they go on together
             row.setdefault("error", "it failed in another process")
         return row
+
+
+def _most_promising(
+    unfinished: list[dict[str, Any]], order: list[str], metric: str
+) -> dict[str, Any]:
+    """Choose the row of the method that is worth more time, of rows that are sorted, best first."""
+    best = unfinished[0]
+    if metric == "energy":
+        return best
+    near = [row for row in unfinished if row["c2st"] <= max(best["c2st"], 0.5) + _NOISE]
+    return max(near, key=lambda row: order.index(row["method"]))
 
 
 def _rank(row: dict[str, Any], metric: str) -> tuple[float, float]:

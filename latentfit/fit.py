@@ -170,7 +170,7 @@ def fit_latent_sampler(
     if workers.is_first:
         warn_about(latents, stacklevel=3)
     if plugin_class is None:
-        return fit_best(latents, candidates, labels=labels, plan=plan, metric=resolved["metric"])
+        return fit_best(latents, candidates, labels=labels, plan=plan, **resolved)
     return fit_class(
         plugin_class,
         latents,

@@ -155,6 +155,45 @@ class GaussianMixture(nn.Module):
             self.improve(x, context=context)
 
     @torch.no_grad()
+    def fit_supported(
+        self,
+        x: Tensor,
+        generator: torch.Generator,
+        held_out: Tensor,
+        *,
+        context: Tensor | None = None,
+        held_out_context: Tensor | None = None,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> int:
+        """Fit with all components, then with half as many as long as held-out rows get likelier.
+
+        Args:
+            x: Rows (n, D), n >= 1.
+            generator: The source of randomness, on x's device.
+            held_out: Rows (m, D) to choose by; with m = 0 all components are kept.
+            context: Contexts (n, C) of the rows.
+            held_out_context: Contexts (m, C).
+            stop: Asked before each EM step and each further size; True ends them.
+
+        Returns:
+            The number of components that are used. The others get no weight.
+        """
+        best, score, kept = 0, -math.inf, {}
+        size = self.components
+        while size:
+            part = self.head(components=size)
+            part.fit(x, generator, context=context, stop=stop)
+            reached = part.mean_log_prob(held_out, held_out_context) if len(held_out) else 0.0
+            if best and not reached > score:
+                break
+            best, score = size, reached
+            kept = {name: tensor.clone() for name, tensor in part.state_dict().items()}
+            size = 0 if not len(held_out) or stop() else size // 2
+        self.head(components=best).load_state_dict(kept)  # the parts share their storage
+        self.logits[best:] = -1e4
+        return best
+
+    @torch.no_grad()
     def start(
         self,
         x: Tensor,
@@ -275,10 +314,13 @@ class GaussianMixture(nn.Module):
 
     def _place(self, component: Tensor, noise: Tensor, given: Tensor | None = None) -> Tensor:
         """Turn noise (n, D) into rows of components (n,), with the first columns given (n, C) or free."""
-        # x = m + P^-T e has precision P P'. One component at a time: (n, D, D) would not fit in memory.
+        # x = m + P^-T e has precision P P'.
         precision = self._precision_factor()
         eye = torch.eye(self.dim, device=noise.device).expand(self.components, -1, -1)
         factor = torch.linalg.solve_triangular(precision, eye, upper=True)
+        if given is None and len(noise) * self.dim**2 <= _NUMBERS:
+            return self.means[component] + torch.bmm(noise[:, None], factor[component])[:, 0]
+        # One component at a time: (n, D, D) would not fit in memory.
         counts = component.bincount(minlength=self.components).tolist()
         rows = torch.empty_like(noise)
         for k, index in enumerate(component.argsort(stable=True).split(counts)):

@@ -166,8 +166,14 @@ class FlowMatching(Sampler):
         """Fit the mixture by EM, then the field by least squares."""
         some, context = run.subset(rows)
         if isinstance(self.noise, GaussianMixture):
-            mixed = self._fit_mixture(self.noise, some, context, held_out, run)
-            run.facts["components"] = mixed
+            run.facts["components"] = self.noise.fit_supported(
+                some,
+                run.generator,
+                held_out[:0] if self.components else held_out,  # or there is nothing to choose
+                context=context,
+                held_out_context=run.held_out_context,
+                stop=lambda: run.elapsed() >= 1 / 3,
+            )
         kinds = {VelocityField: "mlp", DeepField: "deep mlp", ConvField: "conv"}
         run.facts["network"] = kinds[type(self.field)]
         run.facts["trace"] = "exact" if self._is_exact() else "hutchinson"
@@ -374,32 +380,6 @@ class FlowMatching(Sampler):
         """Put each row's component in one more column."""
         component = self._assign(rows, context, generator)
         return torch.cat((rows, component[:, None].to(rows)), 1)
-
-    @torch.no_grad()
-    def _fit_mixture(
-        self,
-        mixture: GaussianMixture,
-        rows: Tensor,
-        context: Tensor | None,
-        held_out: Tensor,
-        run: Run,
-    ) -> int:
-        """Fit the mixture and tell its size: halved while held-out rows get likelier, unless it is given."""
-        best, score, kept = 0, -math.inf, {}
-        size = mixture.components
-        while size:
-            part = mixture.head(components=size)
-            part.fit(rows, run.generator, context=context, stop=lambda: run.elapsed() >= 1 / 3)
-            reached = part.mean_log_prob(held_out, run.held_out_context) if len(held_out) else 0.0
-            if best and not reached > score:
-                break
-            best, score = size, reached
-            kept = {name: tensor.clone() for name, tensor in part.state_dict().items()}
-            stop = self.components is not None or not len(held_out) or run.elapsed() >= 1 / 3
-            size = 0 if stop else size // 2
-        mixture.head(components=best).load_state_dict(kept)  # the parts share their storage
-        mixture.logits[best:] = -1e4
-        return best
 
     @torch.no_grad()
     def _assign(self, rows: Tensor, context: Tensor | None, generator: torch.Generator) -> Tensor:

@@ -24,6 +24,7 @@ from latentfit.plugin import (
 
 __all__ = ["GAN", "R3GAN", "WGANGP"]
 
+_MOST = 512  # components
 _Base = Literal["normal", "mixture"]
 _Positive = Annotated[int, Interval(1)]
 _Rate = Annotated[float, Interval(0, open_low=True)]
@@ -105,7 +106,7 @@ class _Adversarial(Sampler):
                     f"Mixture noise has the rows' dimension: expected noise=None or {dim}; got {self.noise}. "
                     "Leave noise out, or choose base='normal'."
                 )
-            components = min(n, self.components or mixture_size(n, dim))
+            components = min(n, self.components or mixture_size(n, dim, most=_MOST))
             self.mixture = GaussianMixture(dim, components, self.context_dim).requires_grad_(False)
         elif self.noise is not None:
             self._noise_dim = self.noise
@@ -118,9 +119,14 @@ class _Adversarial(Sampler):
         """Fit the mixture, if it is the noise, and train generator and critic in turn."""
         if self.base == "mixture":
             some, context = run.subset(rows)
-            # Half of a short time is left to the generator.
-            self.mixture.fit(some, run.generator, context=context, stop=lambda: run.elapsed() > 0.5)
-            run.facts["components"] = self.mixture.components
+            run.facts["components"] = self.mixture.fit_supported(
+                some,
+                run.generator,
+                held_out[:0] if self.components else held_out,  # or there is nothing to choose
+                context=context,
+                held_out_context=run.held_out_context,
+                stop=lambda: run.elapsed() > 0.5,  # half of a short time is left to the generator
+            )
         critic = _network((rows.shape[1] + self.context_dim, *self.hidden, 1)).to(rows.device)
 
         def critic_loss(real: Tensor, fake: Tensor, context: Tensor | None = None) -> Tensor:

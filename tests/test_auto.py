@@ -125,10 +125,10 @@ def test_what_fails_is_told_and_hurts_nobody() -> None:
         auto("diverging")
 
 
-def test_half_of_the_budget_is_shared() -> None:
+def test_a_quarter_of_the_budget_is_shared() -> None:
     began = time.monotonic()
     sampler = auto("fake", "slow", "worse", max_seconds=6.0)
-    assert Fake.seconds[:3] == [1.0, 1.0, 1.0]
+    assert Fake.seconds[:3] == [0.5, 0.5, 0.5]
     assert time.monotonic() - began < 20
     assert {row["method"] for row in sampler.info["ranking"]} == {"fake", "slow", "worse"}
     auto("fake", max_seconds=6.0)
@@ -222,8 +222,8 @@ def test_the_best_is_fitted_again_in_the_time_that_is_left(monkeypatch: pytest.M
     assert sampler.method == "learning"
     assert [row["method"] for row in sampler.info["ranking"]] == ["learning", "worst"]
     _, early, late = Fake.seconds
-    assert early == 1.5
-    assert 3 < late < 4.5
+    assert early == 0.75
+    assert 3.75 < late < 5.25
     assert sampler.info["ranking"][0]["fit_seconds"] == pytest.approx(late, abs=0.5)
     assert sampler.info["seconds"] == pytest.approx(late, abs=0.5)
 
@@ -256,6 +256,28 @@ def test_what_was_stopped_is_fitted_again_though_another_that_was_done_is_ahead(
     assert not ranking["done"]["stopped"]
     assert ranking["learning"]["fit_seconds"] > 3
     assert sampler.method == sampler.info["ranking"][0]["method"] == first
+
+
+def test_of_those_that_may_be_as_good_the_last_is_fitted_again() -> None:
+    areas = {"a": 0.53, "b": 0.548, "c": 0.56, "d": 0.5}
+    rows = [{"method": name, "c2st": areas[name], "energy": 0.1} for name in "abc"]
+    chosen = latentfit.auto._most_promising
+    assert chosen(rows, ["a", "b", "c"], "c2st")["method"] == "b"
+    assert chosen(rows, ["b", "a", "c"], "c2st")["method"] == "a"
+    assert chosen(rows, ["a", "b", "c"], "energy")["method"] == "a"
+    assert chosen([{"method": "d", "c2st": 0.3}, *rows], list("dabc"), "c2st")["method"] == "d"
+
+
+@pytest.mark.parametrize(
+    "dim, names", [(16, latentfit.auto.SHORT_LIST), (17, ("gmm", "flow-matching"))]
+)
+def test_the_short_list_depends_on_the_dimensions(
+    dim: int, names: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(latentfit.auto, "load_sampler_class", lambda name: CLASSES["fake"])
+    x = torch.randn(200, dim, generator=torch.Generator().manual_seed(0))
+    sampler = fit_latent_sampler(None, x, method="auto", progress=False)
+    assert {row["method"] for row in sampler.info["ranking"]} == set(names)
 
 
 def test_a_second_fit_that_is_worse_or_fails_does_not_count(

@@ -303,6 +303,32 @@ def test_the_head_shares_storage() -> None:
     assert (model.means[3:] == 0).all()
 
 
+def test_as_many_components_are_used_as_held_out_rows_support() -> None:
+    x, held_out = known(90), known(500, seed=1)
+    model = GaussianMixture(2, 32).requires_grad_(False)
+    used = model.fit_supported(x, generator(), held_out)
+    assert 2 <= used <= 8
+    assert (model.logits[used:] == -1e4).all()
+    assert model.sample(5000, generator()).isfinite().all()
+    best = model.mean_log_prob(held_out)
+    for size in (used // 2, 2 * used):
+        other = GaussianMixture(2, size).requires_grad_(False)
+        other.fit(x, generator(size))
+        assert best > other.mean_log_prob(held_out) - 0.1
+    assert GaussianMixture(2, 32).fit_supported(x, generator(), held_out[:0]) == 32
+    assert GaussianMixture(2, 32).fit_supported(x, generator(), held_out, stop=lambda: True) == 32
+
+
+@pytest.mark.parametrize("n", [1, 7, 4000])
+def test_samples_are_the_same_in_a_batch_and_one_component_at_a_time(
+    n: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = random_mixture(7, 20)
+    drawn = model.sample(n, generator())
+    monkeypatch.setattr(mixture, "_NUMBERS", 0)
+    torch.testing.assert_close(model.sample(n, generator()), drawn)
+
+
 def test_completing_a_gaussian_is_linear_regression() -> None:
     model, n = random_mixture(4, 1), 40_000
     covariance, mean = torch.from_numpy(reference(model).covariances_[0]), model.means[0].double()
