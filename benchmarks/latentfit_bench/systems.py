@@ -52,7 +52,7 @@ SYSTEMS = {
             "the paper's: WGAN-GP of two hidden layers, N(0, I) noise",
             "AE",
             "wgan-gp",
-            {"hidden": (256, 256), "base": "normal", "critic_steps": 5, "steps": 3000},
+            {"hidden": (256, 256), "base": "normal", "learning_rate": 1e-3, "steps": 3000},
             6.03,
         ),
         System("AAE", "prior", "adversarial autoencoder, N(0, I) prior", "AAE", paper_fcd=6.09),

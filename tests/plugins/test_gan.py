@@ -290,7 +290,7 @@ def test_samples_follow_a_vector(base: str) -> None:
 
 
 def test_a_saved_wgan_has_the_tensors_it_always_had() -> None:
-    plugin = WGANGP(hidden=(8, 4), noise=2)
+    plugin = WGANGP(hidden=(8, 4), base="normal", noise=2)
     plugin.build(3, 100)
     shapes = {name: tuple(tensor.shape) for name, tensor in plugin.state_dict().items()}
     assert shapes == {
