@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -32,7 +33,7 @@ SHORT_LIST = ("gmm", "realnvp", "spline", "flow-matching")
 _FOR_MANY = ("gmm", "flow-matching")  # what comes near latents of many dimensions: see docs/studies
 _MANY = 17
 _SHARED = 0.25  # of the budget
-_NOISE = 0.02  # areas that are no further apart may be equal
+_SCATTER = 1.2  # over the root of the number of rows: areas no further apart may be equal
 _LEAST_ROWS, _MOST_ROWS = 8, 5000  # that candidates are compared on
 _SCORED = 1000  # of them in the likelihood, which ranks nothing and can take long
 
@@ -88,8 +89,8 @@ def fit_best(
     A quarter of the time is shared equally among the methods. Of those that were stopped by the end of their
     share the best is fitted again in all the time that is left, as schedules fit themselves to their time:
     by C2ST the last one that may be as good as it, for the noise, and even if one that needed no more time is
-    ahead of it. The better of its two fits counts. A method that fails is told in the ranking with its error
-    and hurts nobody.
+    ahead of it. The better of its two fits counts, and is the best of all if it may be as good as that one. A
+    method that fails is told in the ranking with its error and hurts nobody.
 
     Args:
         latents: (N, \*shape), finite, on the CPU; or a store of them.
@@ -139,7 +140,8 @@ def fit_best(
     began = time.monotonic()
     share = budget if len(classes) == 1 else _SHARED * budget / len(classes)
     ranking = [contest.fit(name, cls, share) for name, cls in classes.items()]
-    ranking.sort(key=lambda row: _rank(row, metric))
+    rank = partial(_rank, metric=metric)
+    ranking.sort(key=rank)
     ranking = plan.workers.first(ranking)
     best = ranking[0]
     if "error" in best:
@@ -148,16 +150,18 @@ def fit_best(
     fitted = dict(contest.fitted)
     unfinished = [row for row in ranking if row.get("stopped")]
     if unfinished:
-        early = _most_promising(unfinished, list(classes), metric)
+        noise = _SCATTER / math.sqrt(len(judged)) if metric == "c2st" else 0.0
+        early = _most_promising(unfinished, list(classes), noise)
         name = early["method"]
         left = budget - (time.monotonic() - began) - contest.judging[name]
         left = plan.workers.first(left)
         if left > share:
             again = plan.workers.first(contest.fit(name, classes[name], left))
-            if _rank(again, metric) <= _rank(early, metric):
-                ranking[ranking.index(early)] = again
+            if rank(again) <= rank(early):
+                ranking.remove(early)
                 fitted[name] = contest.fitted[name]
-                ranking.sort(key=lambda row: _rank(row, metric))
+                first = not ranking or rank(again)[0] <= rank(ranking[0])[0] + noise
+                ranking = [again, *ranking] if first else sorted([again, *ranking], key=rank)
     sampler = fitted[ranking[0]["method"]]
     sampler.info["ranking"] = ranking
     return sampler
@@ -208,13 +212,13 @@ class _Contest:
 
 
 def _most_promising(
-    unfinished: list[dict[str, Any]], order: list[str], metric: str
+    unfinished: list[dict[str, Any]], order: list[str], noise: float
 ) -> dict[str, Any]:
     """Choose the row of the method that is worth more time, of rows that are sorted, best first."""
     best = unfinished[0]
-    if metric == "energy":
+    if not noise:
         return best
-    near = [row for row in unfinished if row["c2st"] <= max(best["c2st"], 0.5) + _NOISE]
+    near = [row for row in unfinished if row["c2st"] <= max(best["c2st"], 0.5) + noise]
     return max(near, key=lambda row: order.index(row["method"]))
 
 

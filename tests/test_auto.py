@@ -228,28 +228,27 @@ def test_the_best_is_fitted_again_in_the_time_that_is_left(monkeypatch: pytest.M
     assert sampler.info["seconds"] == pytest.approx(late, abs=0.5)
 
 
-@pytest.mark.parametrize("ahead, first", [(0.3, "learning"), (0.01, "done")])
+@pytest.mark.parametrize(
+    "metric, noise, first",
+    [("energy", 2.0, "learning"), ("energy", 0.01, "done"), ("c2st", 0.01, "learning")],
+)
 def test_what_was_stopped_is_fitted_again_though_another_that_was_done_is_ahead(
-    ahead: float, first: str, monkeypatch: pytest.MonkeyPatch
+    metric: str, noise: float, first: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Late(Learning):
-        def sample(self, n: int, generator: torch.Generator) -> Tensor:
-            index = torch.randint(len(self.rows), (n,), generator=generator)
-            noise = torch.randn(n, self.rows.shape[1], generator=generator)
-            return self.rows[index] + 3 * (self.seconds[-1] < 3) * noise  # type: ignore[operator]
+    class Late(Slow):
+        @property
+        def noise(self) -> float:  # type: ignore[override]
+            return 3.0 if self.seconds[-1] < 3 else 1.0  # type: ignore[operator]
 
     class Done(Fake):
-        def sample(self, n: int, generator: torch.Generator) -> Tensor:
-            index = torch.randint(len(self.rows), (n,), generator=generator)
-            return self.rows[index] + ahead * torch.randn(
-                n, self.rows.shape[1], generator=generator
-            )
+        pass
 
+    monkeypatch.setattr(Done, "noise", noise)
     monkeypatch.setitem(CLASSES, "learning", Late)
     monkeypatch.setitem(CLASSES, "done", Done)
-    monkeypatch.setattr(latentfit.auto, "c2st", lambda x, y, seed: 0.5)
+    monkeypatch.setattr(latentfit.auto, "c2st", lambda x, y, seed: 0.5)  # it can't tell them
     monkeypatch.setattr(latentfit.auto, "_MOST_ROWS", 500)
-    sampler = auto("done", "learning", max_seconds=6.0)
+    sampler = auto("done", "learning", metric=metric, max_seconds=6.0)
     assert len(Fake.seconds) == 3
     ranking = {row["method"]: row for row in sampler.info["ranking"]}
     assert ranking["learning"]["stopped"]
@@ -262,10 +261,11 @@ def test_of_those_that_may_be_as_good_the_last_is_fitted_again() -> None:
     areas = {"a": 0.53, "b": 0.548, "c": 0.56, "d": 0.5}
     rows = [{"method": name, "c2st": areas[name], "energy": 0.1} for name in "abc"]
     chosen = latentfit.auto._most_promising
-    assert chosen(rows, ["a", "b", "c"], "c2st")["method"] == "b"
-    assert chosen(rows, ["b", "a", "c"], "c2st")["method"] == "a"
-    assert chosen(rows, ["a", "b", "c"], "energy")["method"] == "a"
-    assert chosen([{"method": "d", "c2st": 0.3}, *rows], list("dabc"), "c2st")["method"] == "d"
+    assert chosen(rows, ["a", "b", "c"], 0.02)["method"] == "b"
+    assert chosen(rows, ["b", "a", "c"], 0.02)["method"] == "a"
+    assert chosen(rows, ["a", "b", "c"], 0.01)["method"] == "a"
+    assert chosen(rows, ["a", "b", "c"], 0.0)["method"] == "a"
+    assert chosen([{"method": "d", "c2st": 0.3}, *rows], list("dabc"), 0.02)["method"] == "d"
 
 
 @pytest.mark.parametrize(
