@@ -148,6 +148,35 @@ def test_from_python_all_processes_return_one_sampler(folder: Path) -> None:
             assert torch.allclose(drawn.mean(0), torch.full((4,), 8.0), atol=0.7)
 
 
+def test_auto_and_the_search_for_the_guidance_agree_in_all_processes(folder: Path) -> None:
+    """Of many dimensions, so that flow matching seeks its guidance, in too little time for it to be done."""
+    (folder / "auto.py").write_text(
+        textwrap.dedent("""
+            import torch
+            from accelerate import Accelerator
+            from latentfit import fit_latent_sampler
+
+            accelerator = Accelerator(cpu=True)
+            generator = torch.Generator().manual_seed(0)
+            z = torch.randn(6000, 20, generator=generator)
+            z = z + 4 * (torch.arange(6000) % 2)[:, None]
+            sampler = fit_latent_sampler(
+                None, z, method="auto", max_seconds=16.0, accelerator=accelerator
+            )
+            sampler.save(f"auto-{accelerator.process_index}.safetensors")
+            accelerator.end_training()
+        """)
+    )
+    done = launch(folder, 2, "auto.py")
+    assert done.returncode == 0, done.stderr
+    first, second = (load_sampler(folder / f"auto-{rank}.safetensors") for rank in range(2))
+    assert first.method == second.method
+    assert first.info["ranking"] == second.info["ranking"]
+    assert {row["method"] for row in first.info["ranking"]} == {"gmm", "flow-matching"}
+    assert not any("error" in row for row in first.info["ranking"])
+    assert torch.equal(first.sample(100, seed=0), second.sample(100, seed=0))
+
+
 def test_processes_with_other_arguments_are_told(folder: Path) -> None:
     (folder / "differ.py").write_text(
         textwrap.dedent(
