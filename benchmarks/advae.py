@@ -139,7 +139,8 @@ def table(results: dict[str, Any]) -> str:
         "| --- |" + " ---: |" * 6,
     ]
     for name in (FLOOR, *ROWS):
-        of = sorted(rows.get(name, ()), key=lambda row: row["seed"])
+        known = [row for row in rows.get(name, ()) if row["seed"] in floor]
+        of = sorted(known, key=lambda row: row["seed"])
         if not of:
             continue
         over = [row["fcd"] / floor[row["seed"]]["fcd"] for row in of]

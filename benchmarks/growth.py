@@ -4,9 +4,9 @@
 
 Each fit runs in a process of its own, on latents from ten Gaussians. What trains by steps is run with its
 defaults up to the first evaluation of held-out latents: the time of a whole fit is that of what precedes the
-first step, and of all steps and evaluations by default, which early stopping may cut short. What has no steps
-is fitted to the end. Peak memory is that of the process, less that before the fit. A fit of the results that
-is there already is not measured again.
+first step, and of all steps and evaluations by default, which early stopping may cut short; the search of
+flow-matching for its guidance is left out. What has no steps is fitted to the end. Peak memory is that of the
+process, less that before the fit. A fit of the results that is there already is not measured again.
 """
 
 import argparse

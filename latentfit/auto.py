@@ -17,7 +17,7 @@ from latentfit.errors import DataError, OptionError
 from latentfit.fitting import Plan, fit_class, fitted_transform
 from latentfit.metrics import c2st, energy_distance
 from latentfit.moments import measure
-from latentfit.preparing import split
+from latentfit.preparing import shape_of, split
 from latentfit.registry import load_sampler_class, sampler_distribution
 from latentfit.rows import draw_index
 from latentfit.sampler import LatentSampler
@@ -33,7 +33,8 @@ SHORT_LIST = ("gmm", "realnvp", "spline", "flow-matching")
 _FOR_MANY = ("gmm", "flow-matching")  # what comes near latents of many dimensions: see docs/studies
 _MANY = 17
 _SHARED = 0.25  # of the budget
-_SCATTER = 1.2  # over the root of the number of rows: areas no further apart may be equal
+# Areas no further apart may be equal: three deviations over the root of the number of rows, at most this.
+_SCATTER, _MOST_NOISE = 1.2, 0.05
 _LEAST_ROWS, _MOST_ROWS = 8, 5000  # that candidates are compared on
 _SCORED = 1000  # of them in the likelihood, which ranks nothing and can take long
 
@@ -108,7 +109,7 @@ def fit_best(
         OptionError: No method is left, or none succeeded.
         DataError: Too few latents to compare on.
     """
-    if methods is None and math.prod(latents.shape[1:]) >= _MANY:
+    if methods is None and math.prod(shape_of(latents)) >= _MANY:
         classes = {name: classes[name] for name in _FOR_MANY}
     names = ", ".join(classes)
     if labels is not None:
@@ -124,9 +125,8 @@ def fit_best(
         judged, known = latents[kept], None if labels is None else labels[kept]
         latents, labels = latents[rest], None if labels is None else labels[rest]
     else:
-        kept = left_out = draw_index(
-            len(latents), _MOST_ROWS, torch.Generator().manual_seed(plan.seed)
-        )
+        most = min(_MOST_ROWS, round(len(latents) * (plan.validation or 0.1)))
+        kept = left_out = draw_index(len(latents), most, torch.Generator().manual_seed(plan.seed))
         judged, known = latents.take(kept), None if labels is None else labels[kept]
     if len(kept) < _LEAST_ROWS:
         raise DataError(
@@ -148,16 +148,16 @@ def fit_best(
         told = "; ".join(f"{row['method']}: {row['error']}" for row in ranking)
         raise OptionError(f"Expected at least one of the methods to succeed; {told}")
     fitted = dict(contest.fitted)
-    unfinished = [row for row in ranking if row.get("stopped")]
+    unfinished = [row for row in ranking if row.get("stopped") and "error" not in row]
     if unfinished:
-        noise = _SCATTER / math.sqrt(len(judged)) if metric == "c2st" else 0.0
+        noise = min(_MOST_NOISE, _SCATTER / math.sqrt(len(judged))) if metric == "c2st" else 0.0
         early = _most_promising(unfinished, list(classes), noise)
         name = early["method"]
         left = budget - (time.monotonic() - began) - contest.judging[name]
         left = plan.workers.first(left)
         if left > share:
             again = plan.workers.first(contest.fit(name, classes[name], left))
-            if rank(again) <= rank(early):
+            if rank(again)[0] <= rank(early)[0] + noise:
                 ranking.remove(early)
                 fitted[name] = contest.fitted[name]
                 first = not ranking or rank(again)[0] <= rank(ranking[0])[0] + noise

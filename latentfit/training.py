@@ -80,9 +80,9 @@ class Run:
         """
         order, workers = self.generator, self.workers
         if workers.count > 1:
-            # One order for all; for all else that is drawn each goes its own way.
-            order = torch.Generator(order.device)
-            order.set_state(self.generator.get_state())
+            # One order for all, whatever each has drawn until now; for all else each goes its own way.
+            seed = torch.randint(2**62, (), generator=order, device=order.device)
+            order = torch.Generator(order.device).manual_seed(workers.first(int(seed)))
             self.generator.manual_seed((self.generator.initial_seed() + 1 + workers.rank) % 2**63)
         if isinstance(rows, Rows):
             size = max(1, self.batch_size // workers.count)
@@ -263,8 +263,9 @@ def train(
     average = ParameterAverage(parameters, ema)
     every = max(1, min(steps // _EVALUATIONS, 100))
     best = _Best(module, patience)
-    watched = _Watched(*run.judges(held_out, _MOST_EVALUATED))
-    if not len(held_out):
+    if len(held_out):
+        watched = _Watched(*run.judges(held_out, _MOST_EVALUATED))
+    else:
         first, *context = run.first(rows, _EVALUATION_ROWS)
         watched = _Watched(first, context[0] if context else None)
     first_losses = watched.measure(module, loss)

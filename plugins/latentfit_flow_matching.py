@@ -41,6 +41,9 @@ _PART = 1 << 22  # the same where no gradient is kept
 _GUIDANCE = (0.0, 0.2, 0.4, 0.6)  # to choose from,
 _JUDGES, _LEAST_JUDGES = 4096, 256  # by so many held-out rows at most and at least,
 _JUDGED = 1 << 24  # values of them,
+_JUDGES_A_SECOND = (
+    160  # that are left for it: four tries with so many take about that time on a core
+)
 _SHARE, _MOST = 0.15, 45.0  # of the time that a fit may take, and seconds of it, at most
 _TOLD = 0.55  # up to this area under the curve of a classifier that tells samples from them
 _DENSE = 1024  # columns up to which the D * D numbers of principal axes are worth their size
@@ -174,6 +177,7 @@ class FlowMatching(Sampler):
                 held_out_context=run.held_out_context,
                 stop=lambda: run.elapsed() >= 1 / 3,
             )
+            run.workers.share(self.noise)  # their clocks may have stopped them at other sizes
         kinds = {VelocityField: "mlp", DeepField: "deep mlp", ConvField: "conv"}
         run.facts["network"] = kinds[type(self.field)]
         run.facts["trace"] = "exact" if self._is_exact() else "hutchinson"
@@ -203,7 +207,7 @@ class FlowMatching(Sampler):
         guiding = self._seeks_guidance(len(held_out))
         limit = run.max_seconds
         if guiding and limit is not None:
-            limit = max(limit * (1 - _SHARE), limit - _MOST)
+            limit -= min(_SHARE * limit, _MOST)
         steps = self.steps or steps
         train(
             self.field,
@@ -242,7 +246,10 @@ class FlowMatching(Sampler):
         Returns:
             The guidance, and the areas of those that were tried.
         """
-        most = max(_LEAST_JUDGES, min(_JUDGES, _JUDGED // held_out.shape[1]))
+        most = min(_JUDGES, _JUDGED // held_out.shape[1])
+        if run.max_seconds is not None:
+            most = min(most, int(_JUDGES_A_SECOND * _SHARE * run.max_seconds))
+        most = max(_LEAST_JUDGES, most)
         judges, context = run.judges(held_out, most)
         noise = self.noise.sample(len(judges), run.generator)
         chosen, bound, told = 0.0, _TOLD, {}
@@ -351,14 +358,18 @@ class FlowMatching(Sampler):
     def _loss(self, randomness: torch.Generator) -> Callable[..., Tensor]:
         """Make the loss of rows with their components in one more column."""
         draw = _component_sampler(self.noise)
+        fixed: torch.Generator | None = None  # of one evaluation
 
         def loss(batch: Tensor, context: Tensor | None = None) -> Tensor:
+            nonlocal fixed
             generator = randomness
             if self.field.training:  # a larger batch in place of a second step
                 batch = batch.repeat(_PATHS, 1)
                 context = None if context is None else context.repeat(_PATHS, 1)
-            else:  # the same noise in every evaluation, so that they compare
-                generator = torch.Generator(batch.device).manual_seed(0)
+                fixed = None
+            else:  # the same noise in every evaluation, so that they compare, and other noise in each part
+                fixed = fixed or torch.Generator(batch.device).manual_seed(0)
+                generator = fixed
             ends, component = batch[:, :-1], batch[:, -1].long()
             if self.context_kind == "vector" and isinstance(self.noise, GaussianMixture):
                 # Here the rows' components depend on the context and the mixture doesn't: draw from it all.

@@ -1,4 +1,4 @@
-"""Generators trained against a critic: WGAN-GP (the paper's AdvAE), the non-saturating GAN, and R3GAN."""
+"""Generators trained against a critic: WGAN-GP (the AdvAE's), the non-saturating GAN, and R3GAN."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class _Adversarial(Sampler):
         base: "normal", noise that the generator maps to rows, or "mixture", noise from Gaussians fitted to
             the rows, to which the generator adds.
         noise: The dimension of the normal noise; None means that of the rows.
-        components: The mixture's size; None chooses it from the data's.
+        components: The mixture's size; None chooses it by held-out likelihood, at most 512.
         steps: Generator steps.
         critic_steps: Critic steps before each.
         learning_rate: Adam's, at the start; it falls linearly to a twentieth.
@@ -127,6 +127,7 @@ class _Adversarial(Sampler):
                 held_out_context=run.held_out_context,
                 stop=lambda: run.elapsed() > 0.5,  # half of a short time is left to the generator
             )
+            run.workers.share(self.mixture)  # their clocks may have stopped them at other sizes
         critic = _network((rows.shape[1] + self.context_dim, *self.hidden, 1)).to(rows.device)
 
         def critic_loss(real: Tensor, fake: Tensor, context: Tensor | None = None) -> Tensor:
@@ -165,11 +166,11 @@ class _Adversarial(Sampler):
 
 
 class WGANGP(_Adversarial):
-    """Wasserstein GAN with a gradient penalty (Gulrajani et al., 2017, arXiv:1704.00028): the paper's AdvAE.
+    """Wasserstein GAN with a gradient penalty (Gulrajani et al., 2017, arXiv:1704.00028), the AdvAE's.
 
     Critic and generator minimise the paper's equations (7) and (8). Samples come from a moving average of
-    the generator's weights. There is no density. The paper's noise is ``base="normal"``: that takes three
-    times the steps, at a learning rate of 1e-3, and still ends further away.
+    the generator's weights. There is no density. The paper's AdvAE has normal noise; that takes more steps,
+    as ``base="normal", learning_rate=1e-3, steps=3000``, and ends further away.
 
     Args:
         penalty: The gradient penalty's weight, lambda.

@@ -272,12 +272,17 @@ def test_of_those_that_may_be_as_good_the_last_is_fitted_again() -> None:
     "dim, names", [(16, latentfit.auto.SHORT_LIST), (17, ("gmm", "flow-matching"))]
 )
 def test_the_short_list_depends_on_the_dimensions(
-    dim: int, names: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+    dim: int, names: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(latentfit.auto, "load_sampler_class", lambda name: CLASSES["fake"])
     x = torch.randn(200, dim, generator=torch.Generator().manual_seed(0))
     sampler = fit_latent_sampler(None, x, method="auto", progress=False)
     assert {row["method"] for row in sampler.info["ranking"]} == set(names)
+    monkeypatch.setattr("latentfit.preparing.MEMORY", 12_000)  # bytes: not all of them
+    sampler = fit_latent_sampler(None, x, method="auto", progress=False, store=tmp_path / "store")
+    assert {row["method"] for row in sampler.info["ranking"]} == set(names)
+    assert not any("error" in row for row in sampler.info["ranking"])
+    assert sampler.info["n"] > 100  # a tenth of the rows, not all of them, is for the comparison
 
 
 def test_a_second_fit_that_is_worse_or_fails_does_not_count(

@@ -15,12 +15,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "kde": {},
     "maf": {"layers": 3, "hidden": 32, "steps": 200},
     "planar": {"layers": 8, "steps": 200},
-    "r3gan": {"hidden": (64, 64), "steps": 150},
+    "r3gan": {"hidden": (64, 64), "learning_rate": 1e-3, "steps": 150},
     "radial": {"layers": 8, "steps": 200},
     "realnvp": {"hidden": (64,), "steps": 200},
     "spline": {"layers": 2, "hidden": 32, "steps": 200},
     "spline-ar": {"layers": 2, "hidden": 32, "steps": 200},
-    "wgan-gp": {"hidden": (64, 64), "steps": 150},
+    "wgan-gp": {"hidden": (64, 64), "learning_rate": 1e-3, "steps": 150},
 }
 INSTALLED = [info for info in list_samplers() if info.distribution == "latentfit"]
 METHODS = [info.name for info in INSTALLED if info.error is None]

@@ -160,21 +160,27 @@ def test_auto_and_the_search_for_the_guidance_agree_in_all_processes(folder: Pat
             generator = torch.Generator().manual_seed(0)
             z = torch.randn(6000, 20, generator=generator)
             z = z + 4 * (torch.arange(6000) % 2)[:, None]
-            sampler = fit_latent_sampler(
-                None, z, method="auto", max_seconds=16.0, accelerator=accelerator
-            )
-            sampler.save(f"auto-{accelerator.process_index}.safetensors")
+            for methods in (("gaussian", "flow-matching"), ("flow-matching",)):
+                sampler = fit_latent_sampler(
+                    None, z, method="auto", methods=methods, max_seconds=8.0,
+                    accelerator=accelerator,
+                )
+                sampler.save(f"{len(methods)}-{accelerator.process_index}.safetensors")
             accelerator.end_training()
         """)
     )
     done = launch(folder, 2, "auto.py")
     assert done.returncode == 0, done.stderr
-    first, second = (load_sampler(folder / f"auto-{rank}.safetensors") for rank in range(2))
-    assert first.method == second.method
-    assert first.info["ranking"] == second.info["ranking"]
-    assert {row["method"] for row in first.info["ranking"]} == {"gmm", "flow-matching"}
-    assert not any("error" in row for row in first.info["ranking"])
-    assert torch.equal(first.sample(100, seed=0), second.sample(100, seed=0))
+    for number in (1, 2):
+        one, other = (load_sampler(folder / f"{number}-{rank}.safetensors") for rank in range(2))
+        assert one.method == other.method
+        assert one.info["ranking"] == other.info["ranking"]
+        assert not any("error" in row for row in one.info["ranking"])
+        assert any(row["stopped"] for row in one.info["ranking"])
+        assert torch.equal(one.sample(100, seed=0), other.sample(100, seed=0))
+        if number == 1:
+            assert one.info["fit"]["c2st"] == other.info["fit"]["c2st"]
+            assert one.info["fit"]["c2st"]
 
 
 def test_processes_with_other_arguments_are_told(folder: Path) -> None:

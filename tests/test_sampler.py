@@ -159,7 +159,7 @@ def test_constant_dimensions_come_back_exactly(method: Method, dtype: torch.dtyp
 
 def test_a_fit_that_went_wrong_draws_an_error_and_not_nan() -> None:
     sampler = fit(("wgan-gp", None), blobs())
-    for parameter in sampler._plugin.parameters():
+    for parameter in sampler._plugin.generator.parameters():
         parameter.fill_(math.nan)
     with pytest.raises(NonFiniteError, match="4 of 4 rows .* lower learning_rate"):
         sampler.sample(4)
