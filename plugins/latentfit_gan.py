@@ -25,6 +25,7 @@ from latentfit.plugin import (
 __all__ = ["GAN", "R3GAN", "WGANGP"]
 
 _MOST = 512  # components
+_DENSE = 1024  # columns up to which the D * D numbers of each are worth their size
 _Base = Literal["normal", "mixture"]
 _Positive = Annotated[int, Interval(1)]
 _Rate = Annotated[float, Interval(0, open_low=True)]
@@ -42,7 +43,8 @@ class _Adversarial(Sampler):
     Args:
         hidden: Widths of the hidden layers, in the generator and in the critic alike.
         base: "normal", noise that the generator maps to rows, or "mixture", noise from Gaussians fitted to
-            the rows, to which the generator adds.
+            the rows, to which the generator adds; None means "mixture" up to 1,024 columns, unless a dimension
+            of the noise is given.
         noise: The dimension of the normal noise; None means that of the rows.
         components: The mixture's size; None chooses it by held-out likelihood, at most 512.
         steps: Generator steps.
@@ -60,7 +62,7 @@ class _Adversarial(Sampler):
         self,
         *,
         hidden: tuple[_Positive, ...] = (256, 256),
-        base: _Base = "normal",
+        base: _Base | None = "normal",
         noise: _Positive | None = None,
         components: _Positive | None = None,
         steps: _Positive = 8000,
@@ -100,7 +102,9 @@ class _Adversarial(Sampler):
     def build(self, dim: int, n: int) -> None:
         """Create the generator and its noise; the critic lives only in a fit."""
         self._noise_dim = dim
-        if self.base == "mixture":
+        fits = self.noise is None and dim <= _DENSE
+        self._mixed = self.base == "mixture" or (self.base is None and fits)
+        if self._mixed:
             if self.noise not in (None, dim):
                 raise OptionError(
                     f"Mixture noise has the rows' dimension: expected noise=None or {dim}; got {self.noise}. "
@@ -111,13 +115,13 @@ class _Adversarial(Sampler):
         elif self.noise is not None:
             self._noise_dim = self.noise
         self.generator = _network((self._noise_dim + self.context_dim, *self.hidden, dim))
-        if self.base == "mixture":
+        if self._mixed:
             for parameter in self.generator[-1].parameters():
                 nn.init.zeros_(parameter)
 
     def fit(self, rows: Tensor | Rows, held_out: Tensor, run: Run) -> None:
         """Fit the mixture, if it is the noise, and train generator and critic in turn."""
-        if self.base == "mixture":
+        if self._mixed:
             some, context = run.subset(rows)
             run.facts["components"] = self.mixture.fit_supported(
                 some,
@@ -155,7 +159,7 @@ class _Adversarial(Sampler):
     def sample(self, n: int, generator: torch.Generator, context: Tensor | None = None) -> Tensor:
         """Draw n rows, (n, D)."""
         rows: Tensor
-        if self.base == "mixture":
+        if self._mixed:
             noise = self.mixture.sample(n, generator, context)
             rows = noise + self.generator(_joined(noise, context))
             return rows
@@ -180,7 +184,7 @@ class WGANGP(_Adversarial):
         self,
         *,
         hidden: tuple[_Positive, ...] = (256, 256),
-        base: _Base = "mixture",
+        base: _Base | None = None,
         noise: _Positive | None = None,
         components: _Positive | None = None,
         steps: _Positive = 1000,
@@ -278,7 +282,7 @@ class R3GAN(_Adversarial):
         self,
         *,
         hidden: tuple[_Positive, ...] = (256, 256),
-        base: _Base = "mixture",
+        base: _Base | None = None,
         noise: _Positive | None = None,
         components: _Positive | None = None,
         steps: _Positive = 4000,

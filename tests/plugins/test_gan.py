@@ -196,6 +196,19 @@ def test_mixture_noise_has_the_rows_dimension(method: str) -> None:
         fit_latent_sampler(None, X, method=method, base="mixture", noise=7, **TINY)
 
 
+@pytest.mark.parametrize("cls, base", [(WGANGP, None), (R3GAN, None), (GAN, "normal")])
+def test_by_default_a_mixture_is_the_noise_where_it_is_not_too_large(cls: Any, base: Any) -> None:
+    assert cls().base == base
+    for dim in (1024, 1025):
+        plugin = cls()
+        plugin.build(dim, 3)
+        assert hasattr(plugin, "mixture") == (base is None and dim == 1024)
+        assert plugin.sample(2, torch.Generator().manual_seed(0)).shape == (2, dim)
+    given = cls(noise=3)
+    given.build(5, 9)
+    assert given.generator[0].in_features == 3
+
+
 @every
 def test_on_mixture_noise_the_generator_begins_with_the_mixtures_samples(method: str) -> None:
     sampler = fit_latent_sampler(
