@@ -43,8 +43,8 @@ class _Adversarial(Sampler):
     Args:
         hidden: Widths of the hidden layers, in the generator and in the critic alike.
         base: "normal", noise that the generator maps to rows, or "mixture", noise from Gaussians fitted to
-            the rows, to which the generator adds; None means "mixture" up to 1,024 columns, unless a dimension
-            of the noise is given.
+            the rows, to which the generator adds; None means "mixture" up to 1,024 columns, unless ``noise``
+            is given.
         noise: The dimension of the normal noise; None means that of the rows.
         components: The mixture's size; None chooses it by held-out likelihood, at most 512.
         steps: Generator steps.
