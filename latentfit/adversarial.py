@@ -138,8 +138,10 @@ class _Watch:
         self.average = ParameterAverage(generator.parameters(), ema)
         self.finite = [a.clone() for a in self.average.average]
         self.measured = len(held_out) > 0
-        watched: tuple[Tensor | None, ...] = run.judges(held_out, _EVALUATION_ROWS)
-        if not self.measured:
+        watched: tuple[Tensor | None, ...]
+        if self.measured:
+            watched = run.judges(held_out, _EVALUATION_ROWS)
+        else:
             watched = run.first(rows, _EVALUATION_ROWS)
         self.rows, *self.context = (part for part in watched if part is not None)
         fixed = torch.Generator(rows.device).manual_seed(0)
