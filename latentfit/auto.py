@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
@@ -147,22 +148,15 @@ def fit_best(
     if "error" in best:
         told = "; ".join(f"{row['method']}: {row['error']}" for row in ranking)
         raise OptionError(f"Expected at least one of the methods to succeed; {told}")
-    fitted = dict(contest.fitted)
+    noise = min(_MOST_NOISE, _SCATTER / math.sqrt(len(judged))) if metric == "c2st" else 0.0
     unfinished = [row for row in ranking if row.get("stopped") and "error" not in row]
     if unfinished:
-        noise = min(_MOST_NOISE, _SCATTER / math.sqrt(len(judged))) if metric == "c2st" else 0.0
         early = _most_promising(unfinished, list(classes), noise)
-        name = early["method"]
-        left = budget - (time.monotonic() - began) - contest.judging[name]
+        left = budget - (time.monotonic() - began) - contest.judging[early["method"]]
         left = plan.workers.first(left)
         if left > share:
-            again = plan.workers.first(contest.fit(name, classes[name], left))
-            if rank(again)[0] <= rank(early)[0] + noise:
-                ranking.remove(early)
-                fitted[name] = contest.fitted[name]
-                first = not ranking or rank(again)[0] <= rank(ranking[0])[0] + noise
-                ranking = [again, *ranking] if first else sorted([again, *ranking], key=rank)
-    sampler = fitted[ranking[0]["method"]]
+            ranking = contest.refit(early, classes[early["method"]], left, ranking, rank, noise)
+    sampler = contest.fitted[ranking[0]["method"]]
     sampler.info["ranking"] = ranking
     return sampler
 
@@ -172,7 +166,7 @@ class _Contest:
     """Fits methods to the same latents and has them judged.
 
     Attributes:
-        fitted: The newest sampler of each method that succeeded.
+        fitted: The sampler of each method that succeeded.
         judging: The seconds that it took to judge it.
     """
 
@@ -201,14 +195,37 @@ class _Contest:
             row |= self.judge.measure(sampler)
             self.fitted[name] = sampler
             self.judging[name] = time.monotonic() - began - row["fit_seconds"]
-            row["stopped"] = (
-                "stopped_by" in sampler.info["fit"] or row["fit_seconds"] > 0.95 * seconds
-            )
+            row["stopped"] = "stopped_by" in sampler.info["fit"]
         except Exception as error:  # whatever goes wrong in a candidate is its own fault
             row["error"] = f"{type(error).__name__}: {error}"
         if self.plan.workers.any("error" in row):  # of one process is of all: they go on together
             row.setdefault("error", "it failed in another process")
         return row
+
+    def refit(
+        self,
+        early: dict[str, Any],
+        cls: type[Sampler],
+        seconds: float,
+        ranking: list[dict[str, Any]],
+        rank: Callable[[dict[str, Any]], tuple[float, float]],
+        noise: float,
+    ) -> list[dict[str, Any]]:
+        """Fit a method of the ranking again in more seconds; the ranking with the better of its two fits.
+
+        The new fit counts if it may be as good as the early one, within the noise, and is the first of all
+        if it may be as good as that one.
+        """
+        name = early["method"]
+        kept = self.fitted[name]
+        again = self.plan.workers.first(self.fit(name, cls, seconds))
+        if rank(again)[0] > rank(early)[0] + noise:
+            self.fitted[name] = kept
+            return ranking
+        others = [row for row in ranking if row is not early]
+        if not others or rank(again)[0] <= rank(others[0])[0] + noise:
+            return [again, *others]
+        return sorted([again, *others], key=rank)
 
 
 def _most_promising(

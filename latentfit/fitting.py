@@ -133,6 +133,8 @@ def fit_class(
         except Exception as error:
             error.add_note(f"in the fit of the sampler {method!r}{_from(distribution)}")
             raise
+        if run.elapsed() >= 1:
+            run.facts["stopped_by"] = "max_seconds"
     plan.workers.share(plugin)
 
     sampler = LatentSampler(

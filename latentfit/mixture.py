@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from latentfit.em import Terms, expect, factorise, kmeans, widest
+
+if TYPE_CHECKING:
+    from latentfit.training import Run
 
 __all__ = ["GaussianMixture", "mixture_size"]
 
@@ -192,6 +195,36 @@ class GaussianMixture(nn.Module):
         self.head(components=best).load_state_dict(kept)  # the parts share their storage
         self.logits[best:] = -1e4
         return best
+
+    def fit_within(
+        self,
+        run: Run,
+        x: Tensor,
+        context: Tensor | None,
+        held_out: Tensor,
+        *,
+        choose: bool,
+        share: float,
+    ) -> None:
+        """Fit what another model starts from, the same in all processes; the run's facts tell its size.
+
+        Args:
+            run: The fit of that model.
+            x: Rows (n, D), n >= 1.
+            context: Their contexts (n, C).
+            held_out: The held-out rows (m, D) that the sampler's ``fit`` was given.
+            choose: Whether held-out rows may choose fewer components, see :meth:`fit_supported`.
+            share: The part of the run's seconds after which no further step is taken.
+        """
+        run.facts["components"] = self.fit_supported(
+            x,
+            run.generator,
+            held_out if choose else held_out[:0],
+            context=context,
+            held_out_context=run.held_out_context,
+            stop=lambda: run.elapsed() >= share,
+        )
+        run.workers.share(self)  # their clocks may have stopped them at other sizes
 
     @torch.no_grad()
     def start(

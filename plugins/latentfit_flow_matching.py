@@ -169,15 +169,8 @@ class FlowMatching(Sampler):
         """Fit the mixture by EM, then the field by least squares."""
         some, context = run.subset(rows)
         if isinstance(self.noise, GaussianMixture):
-            run.facts["components"] = self.noise.fit_supported(
-                some,
-                run.generator,
-                held_out[:0] if self.components else held_out,  # or there is nothing to choose
-                context=context,
-                held_out_context=run.held_out_context,
-                stop=lambda: run.elapsed() >= 1 / 3,
-            )
-            run.workers.share(self.noise)  # their clocks may have stopped them at other sizes
+            choose = not self.components
+            self.noise.fit_within(run, some, context, held_out, choose=choose, share=1 / 3)
         kinds = {VelocityField: "mlp", DeepField: "deep mlp", ConvField: "conv"}
         run.facts["network"] = kinds[type(self.field)]
         run.facts["trace"] = "exact" if self._is_exact() else "hutchinson"

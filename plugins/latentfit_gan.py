@@ -123,15 +123,8 @@ class _Adversarial(Sampler):
         """Fit the mixture, if it is the noise, and train generator and critic in turn."""
         if self._mixed:
             some, context = run.subset(rows)
-            run.facts["components"] = self.mixture.fit_supported(
-                some,
-                run.generator,
-                held_out[:0] if self.components else held_out,  # or there is nothing to choose
-                context=context,
-                held_out_context=run.held_out_context,
-                stop=lambda: run.elapsed() > 0.5,  # half of a short time is left to the generator
-            )
-            run.workers.share(self.mixture)  # their clocks may have stopped them at other sizes
+            choose = not self.components
+            self.mixture.fit_within(run, some, context, held_out, choose=choose, share=0.5)
         critic = _network((rows.shape[1] + self.context_dim, *self.hidden, 1)).to(rows.device)
 
         def critic_loss(real: Tensor, fake: Tensor, context: Tensor | None = None) -> Tensor:

@@ -351,6 +351,7 @@ def test_the_time_is_bounded(method: str, validation: float) -> None:
 def test_no_time_at_all_still_gives_a_sampler(method: str) -> None:
     sampler = fit(method, max_seconds=1e-9)
     assert sampler.sample(5).isfinite().all()
+    assert sampler.info["fit"]["stopped_by"] == "max_seconds"
     assert len({len(curve) for curve in sampler.history.values()}) <= 1
 
 
