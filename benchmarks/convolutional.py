@@ -185,16 +185,16 @@ class Study:
         write(self.arguments.out, self.results, table)
 
     def draw(self) -> None:
-        """Draw the best row of each method beside the baselines, for each autoencoder."""
+        """Draw the best row of each method whose images the cache has beside the baselines."""
         images = {}
         for kind, entry in self.results["autoencoders"].items():
+            shown = {key: self.arguments.cache / f"{kind}, {key}.safetensors" for key in entry["rows"]}
             best: dict[str, str] = {}
             for key, row in sorted(entry["rows"].items(), key=lambda item: item[1]["fcd"]):
-                best.setdefault(row["name"].split(",")[0], key)  # one of all variants
+                if shown[key].exists():
+                    best.setdefault(row["name"].split(",")[0], key)  # one of all variants
             for key in [k for k in entry["rows"] if k in best.values()]:
-                shown = self.arguments.cache / f"{kind}, {key}.safetensors"
-                if shown.exists():
-                    images[f"{kind}: {key}"] = load_file(shown)["images"]
+                images[f"{kind}: {key}"] = load_file(shown[key])["images"]
         write_atomically(self.arguments.out / "samples.png", samples(images, (28, 28), side=6))
 
 
