@@ -188,7 +188,9 @@ class Study:
         """Draw the best row of each method whose images the cache has beside the baselines."""
         images = {}
         for kind, entry in self.results["autoencoders"].items():
-            shown = {key: self.arguments.cache / f"{kind}, {key}.safetensors" for key in entry["rows"]}
+            shown = {
+                key: self.arguments.cache / f"{kind}, {key}.safetensors" for key in entry["rows"]
+            }
             best: dict[str, str] = {}
             for key, row in sorted(entry["rows"].items(), key=lambda item: item[1]["fcd"]):
                 if shown[key].exists():

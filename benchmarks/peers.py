@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -51,6 +52,7 @@ from peer_contestants import (
 SAMPLES = 10_000
 LIBRARIES = ("latentfit", "torch", "numpy", "scikit-learn", "normflows", "nflows", "pythae", "zuko")
 PEER = "Pythae MAF"
+TAB20 = colormaps["tab20"]
 MEASURES = (
     "fit_seconds",
     "sample_seconds",
@@ -176,11 +178,10 @@ def bars(rows: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
             "fit_seconds": medians[other]["fit_seconds"] / medians[flow]["fit_seconds"],
             "of": [other, flow],
         }
+    measured = [medians[name] for name in OURS if name in medians]
     for key in ("density", "coverage"):
-        if floor.get(key):
-            found[f"best_{key}_over_floor"] = max(
-                medians[n][key] / floor[key] for n in OURS if n in medians
-            )
+        if floor.get(key) and measured:
+            found[f"best_{key}_over_floor"] = max(value[key] / floor[key] for value in measured)
     peers = [n for n in PYTHAE if n in medians and medians[n]["nll"] is not None]
     if peers and medians.get(PEER, {}).get("fit_seconds"):
         fcd, nll = (min(medians[n][key] for n in peers) for key in ("fcd", "nll"))
@@ -247,7 +248,7 @@ def table(results: dict[str, Any]) -> str:
 
 def figure(results: dict[str, Any], path: Path) -> None:
     """Draw FCD against seconds, the floor as a line."""
-    drawn = Figure(figsize=(8.5, 6), layout="constrained")
+    drawn = Figure(figsize=(10.5, 6), layout="constrained")
     axes = drawn.subplots()
     rows = results["rows"]
     for number, (name, of) in enumerate(
@@ -264,7 +265,7 @@ def figure(results: dict[str, Any], path: Path) -> None:
             [seconds[i] for i in order],
             [fcd[i] for i in order],
             "o-" if name in OURS else "s:",
-            color=f"C{number % 10}",
+            color=TAB20(number),
             markersize=4,
             linewidth=1.6 if name in OURS else 1.0,
             label=name,
@@ -278,7 +279,7 @@ def figure(results: dict[str, Any], path: Path) -> None:
     axes.set_xlabel("seconds of fitting")
     axes.set_ylabel("FCD of 10,000 decoded samples")
     axes.grid(alpha=0.25, which="both", linewidth=0.5)
-    axes.legend(fontsize=8, ncols=2)
+    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     drawn.savefig(path, dpi=110)
 
 

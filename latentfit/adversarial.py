@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from latentfit.checkpoint import State, load_module, optimiser_state, restore_optimiser
 from latentfit.errors import DivergenceError
 from latentfit.rows import Rows
 from latentfit.training import ParameterAverage, Run, adam
@@ -70,6 +71,11 @@ def train_adversarially(
         DivergenceError: The losses or the samples are no longer finite; the generator has the last averaged
             weights that were.
     """
+    phase = run.phase()
+    if phase.is_over:
+        phase.restore(lambda state, _: load_module(generator, state["generator"]))
+        generator.eval()
+        return
     run.workers.share(generator, critic)
     judges = [p for p in critic.parameters() if p.requires_grad]
     on_critic = adam(judges, learning_rate, betas)
@@ -88,8 +94,34 @@ def train_adversarially(
         totals.zero_()
         since = 0
 
+    def state() -> tuple[State, State]:
+        shared = {
+            "generator": generator.state_dict(),
+            "critic": critic.state_dict(),
+            "on_generator": optimiser_state(on_generator),
+            "on_critic": optimiser_state(on_critic),
+            "average": watch.average.state(),
+            "finite": {str(i): tensor for i, tensor in enumerate(watch.finite)},
+            "counts": {"done": done, "since": since},
+        }
+        return shared, {"batches": batches.state(), "totals": totals}
+
+    def load(state: State, own: State) -> None:
+        nonlocal done, since
+        load_module(generator, state["generator"])
+        load_module(critic, state["critic"])
+        restore_optimiser(on_generator, state["on_generator"], makers)
+        restore_optimiser(on_critic, state["on_critic"], judges)
+        watch.average.restore(state["average"])
+        for i, tensor in enumerate(watch.finite):
+            tensor.copy_(state["finite"][str(i)])
+        done, since = int(state["counts"]["done"]), int(state["counts"]["since"])
+        batches.restore(own["batches"])
+        totals.copy_(own["totals"])
+
+    phase.restore(load)
     generator.train()
-    for step, fraction in run.steps(steps):
+    for step, fraction in run.steps(steps, done):
         for group in (*on_generator.param_groups, *on_critic.param_groups):
             group["lr"] = learning_rate * (1 - (1 - _LAST_RATE) * fraction)
         for _ in range(critic_steps):
@@ -116,10 +148,12 @@ def train_adversarially(
         done, since = step + 1, since + 1
         if since == every:
             evaluate()
+        phase.offer(state)
     if since:  # the steps after the last evaluation count too
         evaluate()
     watch.average.swap()
     generator.eval()
+    phase.end(lambda: {"generator": generator.state_dict()})
 
 
 class _Watch:

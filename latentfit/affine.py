@@ -212,7 +212,7 @@ def narrowed(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def check_state(state: dict[str, Tensor], shapes: dict[str, tuple[int, ...]]) -> None:
-    """Refuse tensors other than finite ones of these shapes.
+    """Refuse tensors other than finite float32 or float64 ones of these shapes.
 
     Raises:
         FileFormatError: With both.
@@ -221,5 +221,6 @@ def check_state(state: dict[str, Tensor], shapes: dict[str, tuple[int, ...]]) ->
     if found != shapes:
         raise FileFormatError(f"Expected transform tensors of shapes {shapes}; got {found}.")
     for name, tensor in state.items():
-        if not tensor.is_floating_point() or not bool(tensor.isfinite().all()):
+        wide = tensor.dtype in (torch.float32, torch.float64)
+        if not wide or not bool(tensor.isfinite().all()):
             raise FileFormatError(f"Expected finite numbers as transform.{name}; got others.")

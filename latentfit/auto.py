@@ -178,7 +178,9 @@ class _Contest:
     fitted: dict[str, LatentSampler] = field(default_factory=dict)
     judging: dict[str, float] = field(default_factory=dict)
 
-    def fit(self, name: str, cls: type[Sampler], seconds: float) -> dict[str, Any]:
+    def fit(
+        self, name: str, cls: type[Sampler], seconds: float, checkpoint: str = ""
+    ) -> dict[str, Any]:
         """Fit one method in so many seconds, and give what was measured of it, or its error."""
         row: dict[str, Any] = {"method": name}
         began = time.monotonic()
@@ -191,6 +193,7 @@ class _Contest:
                 left_out=self.left_out,
                 plan=replace(self.plan, max_seconds=seconds),
                 distribution=sampler_distribution(name),
+                name=checkpoint,
             )
             row |= self.judge.measure(sampler)
             self.fitted[name] = sampler
@@ -218,7 +221,7 @@ class _Contest:
         """
         name = early["method"]
         kept = self.fitted[name]
-        again = self.plan.workers.first(self.fit(name, cls, seconds))
+        again = self.plan.workers.first(self.fit(name, cls, seconds, f"{name}, again"))
         if rank(again)[0] > rank(early)[0] + noise:
             self.fitted[name] = kept
             return ranking

@@ -6,6 +6,7 @@ import math
 import numbers
 import os
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from latentfit.fitting import Plan, check_condition, fit_class
 from latentfit.models import Model, decoder_of, encoder_of
 from latentfit.options import resolve_options
 from latentfit.outputs import Choice
-from latentfit.parallel import workers_of
+from latentfit.parallel import Workers, workers_of
 from latentfit.preparing import in_memory
 from latentfit.randomness import check_seed
 from latentfit.registry import load_sampler_class, sampler_distribution
@@ -50,6 +51,7 @@ def fit_latent_sampler(
     progress: bool | None = None,
     max_seconds: float | None = None,
     store: str | os.PathLike[str] | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
     accelerator: Any = None,
     **options: Any,
 ) -> LatentSampler:
@@ -91,6 +93,9 @@ def fit_latent_sampler(
             does not count.
         store: A folder that keeps the latents: what an encoder made of the same data is not encoded again,
             a run that was ended goes on where it was, and latents beyond memory are read as they are needed.
+        checkpoint: A folder that keeps what is done of the fit, written every minute. The same call finds it
+            there after whatever ended it, goes on, and gives what it would have given, bit for bit on one
+            machine without ``max_seconds``. Delete it when the sampler is saved.
         accelerator: An ``accelerate.Accelerator``: its processes share the encoding and the training, and
             each returns the same sampler. All have to call this with the same arguments.
         **options: The method's options. Those of "auto" are ``methods``, a tuple of names, and ``metric``,
@@ -119,6 +124,7 @@ def fit_latent_sampler(
             batch_size=batch_size,
             seed=seed,
             store=store,
+            checkpoint=checkpoint,
             encoder=encoder,
             dataset=dataset,
             **options,
@@ -162,6 +168,7 @@ def fit_latent_sampler(
         encoder=None if model is None else model.describe(),
         decoder=decoding,
         workers=workers,
+        checkpoint=None if checkpoint is None else _folder(checkpoint, workers),
     )
 
     latents, labels = _encoded(model, dataset, plan, store, from_dataset)
@@ -193,6 +200,23 @@ def _check_arguments(validation: Any, batch_size: Any, progress: Any, max_second
         _is(max_seconds, numbers.Real) and 0 < max_seconds < math.inf
     ):
         raise OptionError(f"Expected max_seconds as a number > 0 or None; got {max_seconds!r}.")
+
+
+def _folder(path: str | os.PathLike[str], workers: Workers) -> Path:
+    """Make the folder of a checkpoint.
+
+    Raises:
+        OptionError: It is no path, or can't be made, in whichever process.
+    """
+    told = ""
+    try:
+        if workers.is_first:
+            Path(path).mkdir(parents=True, exist_ok=True)
+    except (OSError, TypeError) as error:
+        told = f"; {error}"
+    if told := workers.first(told):
+        raise OptionError(f"Expected checkpoint as the path of a folder; got {path!r}{told}.")
+    return Path(path)
 
 
 def _is(value: Any, kind: type) -> bool:

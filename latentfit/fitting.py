@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
-import time
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from latentfit._version import __version__
+from latentfit.checkpoint import ENDING, Checkpoint
 from latentfit.choosing import CUSTOM, fit_transform, needs_covariance
 from latentfit.condition import Condition, fit_condition, kind_of
 from latentfit.custom import ROWS, check_transform_object
@@ -22,13 +24,14 @@ from latentfit.models import Model
 from latentfit.moments import measure
 from latentfit.options import resolve_options
 from latentfit.parallel import SOLO, Workers
-from latentfit.preparing import prepare, shape_of
+from latentfit.preparing import Prepared, prepare, shape_of
 from latentfit.progress import Bar
 from latentfit.randomness import isolated_rng, plugin_defaults
+from latentfit.rows import Rows
 from latentfit.sampler import LatentSampler
 from latentfit.sampler_base import Sampler
 from latentfit.store import LatentStore
-from latentfit.training import Run
+from latentfit.training import Run, plain
 from latentfit.transforms import Transform
 
 __all__ = ["Plan", "check_condition", "fit_class", "fitted_transform"]
@@ -44,6 +47,7 @@ class Plan:
         encoder: What made the latents, for ``info``; None if nobody knows.
         decoder: For the sampler's ``decode``.
         workers: The processes that share the fit.
+        checkpoint: The folder that keeps what is done of a fit, or None.
     """
 
     transform: str | Transform = "auto"
@@ -56,6 +60,7 @@ class Plan:
     encoder: dict[str, Any] | None = None
     decoder: Model | None = None
     workers: Workers = SOLO
+    checkpoint: Path | None = None
 
 
 @torch.inference_mode(False)  # under a caller's no_grad or inference_mode nothing could be trained
@@ -70,6 +75,7 @@ def fit_class(
     plan: Plan | None = None,
     distribution: str = "",
     left_out: Tensor | None = None,
+    name: str = "",
 ) -> LatentSampler:
     r"""Fit one sampler class to latents.
 
@@ -83,6 +89,7 @@ def fit_class(
         plan: How; None means by the defaults.
         distribution: Where the class is from, for ``info``.
         left_out: Latents of a store that the fit must not see: an index (m,), ascending.
+        name: The checkpoint's; empty means the method's.
 
     Raises:
         OptionError: An option that does not fit, or labels for a method that can't be conditioned on them.
@@ -111,6 +118,22 @@ def fit_class(
         layout=mapping.layout,
     )
     plugin.to(plan.device)
+    checkpoint = None
+    if plan.checkpoint is not None:
+        fit = {
+            "method": method,
+            "options": resolved,
+            "seed": plan.seed,
+            "batch_size": plan.batch_size,
+            "processes": plan.workers.count,
+            "latents": list(data.rows.shape),
+            "latents' SHA-256": plan.workers.first(
+                _digest(data) if plan.workers.is_first else None
+            ),
+            "versions": {"latentfit": __version__, "plugin": distribution},
+        }
+        path = plan.checkpoint / f"{name or method}{ENDING}"
+        checkpoint = Checkpoint(path, json.loads(json.dumps(fit)), plan.workers)
     failure: DivergenceError | None = None
     with (
         isolated_rng(plan.seed, plan.device) as generator,
@@ -125,6 +148,7 @@ def fit_class(
             context=data.context,
             held_out_context=data.held_out_context,
             workers=plan.workers,
+            checkpoint=checkpoint,
         )
         try:
             plugin.fit(cast(Tensor, data.rows), data.held_out, run)
@@ -189,6 +213,17 @@ def _some(latents: Tensor | LatentStore) -> Tensor:
     return some.reshape(n, -1)
 
 
+def _digest(data: Prepared) -> str:
+    """Give the SHA-256 of what a plugin is fitted to."""
+    digest = hashlib.sha256()
+    rows = data.rows.parts() if isinstance(data.rows, Rows) else [(data.rows, data.context)]
+    for parts in (*rows, (data.held_out, data.held_out_context)):
+        for part in parts:
+            if part is not None:
+                digest.update(part.cpu().contiguous().numpy().data)
+    return digest.hexdigest()
+
+
 def _from(distribution: str) -> str:
     return f" of {distribution}" if distribution else ""
 
@@ -231,25 +266,16 @@ def _info(
         "encoder": plan.encoder,
         "condition": None if condition is None else condition.describe(),
         "batch_size": plan.batch_size,
-        "seconds": time.monotonic() - run.started,
+        "seconds": run.seconds(),
         "seed": plan.seed,
         "parameters": sum(p.numel() for p in plugin.parameters()),
-        "fit": {name: _plain(value) for name, value in run.facts.items()},
+        "fit": {name: plain(value) for name, value in run.facts.items()},
         "versions": {
             "latentfit": __version__,
             "torch": version("torch"),
             "plugin": distribution,
         },
     }
-
-
-def _plain(value: Any) -> Any:
-    """Give what JSON can hold as it is, and anything else as text: a long fit must not fail at its end."""
-    try:
-        json.dumps(value, allow_nan=False)
-    except (TypeError, ValueError):
-        return str(value)
-    return value
 
 
 def _check_latents(latents: Tensor | LatentStore) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from latentfit.choosing import CUSTOM, TRANSFORMS, load_transform, saved_transform
 from latentfit.condition import CONDITIONS, Condition
 from latentfit.errors import FileFormatError, LatentfitError
+from latentfit.guard import BoundedBuild
 from latentfit.models import decoder_of
 from latentfit.options import resolve_options
 from latentfit.persistence import read_tensors
@@ -22,7 +23,25 @@ from latentfit.sampler import DTYPES, LatentSampler, resolve_device
 from latentfit.sampler_base import Sampler
 from latentfit.transforms import Transform
 
-__all__ = ["build_plugin", "load_sampler"]
+__all__ = ["build_plugin", "check_header", "load_sampler"]
+
+_INFO: dict[str, tuple[type, ...]] = {  # what users of a sampler rely on
+    "method": (str,),
+    "options": (dict,),
+    "shape": (list,),
+    "dtype": (str,),
+    "n_validation": (int,),
+    "seconds": (int, float),
+    "seed": (int,),
+    "parameters": (int,),
+    "transform": (str,),
+    "transform_class": (str,),
+    "condition": (dict,),
+    "encoder": (dict,),
+    "fit": (dict,),
+    "versions": (dict,),
+}
+_OPTIONAL = ("transform_class", "condition", "encoder")
 
 
 @torch.inference_mode(False)  # weights made in inference mode would allow no gradients later
@@ -53,27 +72,11 @@ def load_sampler(
     decoding = None if decoder is None else decoder_of(decoder)
     target = resolve_device("cpu" if device is None else device)
     tensors, header = read_tensors(path)
-    try:
-        info, history = header["info"], header["history"]
-        method, dim = info["method"], info["dim"]
-        shape, n, dtype = info["shape"], info["n"], info["dtype"]
-        options, transform_name = info["options"], info["transform"]
-        described = info.get("condition")
-        condition_class = None if described is None else CONDITIONS[described["kind"]]
-        sizes = [*shape, dim, n]
-        if not all(type(size) is int and size > 0 for size in sizes) or math.prod(shape) != dim:
-            raise ValueError(f"shape {shape!r}, dim {dim!r}, n {n!r}")
-        if dtype not in DTYPES or not isinstance(options, dict):
-            raise ValueError(f"dtype {dtype!r}, options {options!r}")
-        if transform_name not in (CUSTOM, *TRANSFORMS):
-            raise ValueError(f"transform {transform_name!r}")
-        class_name = info.get("transform_class")
-        if not isinstance(class_name, str | None):
-            raise ValueError(f"transform_class {class_name!r}")
-    except (KeyError, TypeError, ValueError) as error:
-        raise FileFormatError(
-            f"{path}: expected a latentfit header; {type(error).__name__}: {error}."
-        ) from error
+    info, history = check_header(header, path)
+    method, shape, n = info["method"], info["shape"], info["n"]
+    options, transform_name = info["options"], info["transform"]
+    described, class_name = info.get("condition"), info.get("transform_class")
+    condition_class = None if described is None else CONDITIONS[described["kind"]]
     mapping = saved_transform(transform_name, transform, class_name)
     plugin_class = load_sampler_class(method)
     parts: dict[str, dict[str, Tensor]] = {"sampler": {}, "transform": {}, "condition": {}}
@@ -92,15 +95,25 @@ def load_sampler(
                 f"{method!r} can't be conditioned on {condition.kind!r}. Was it saved by another version?"
             )
         resolved = resolve_options(plugin_class, options, method=method)
-        plugin = build_plugin(
-            plugin_class,
-            resolved,
-            dim=mapping.dim,
-            n=n,
-            seed=0,
-            condition=condition,
-            layout=mapping.layout,
-        )
+        state = parts["sampler"]
+        values = sum(tensor.numel() for tensor in state.values())
+        try:
+            with BoundedBuild(values, len(state)):
+                plugin = build_plugin(
+                    plugin_class,
+                    resolved,
+                    dim=mapping.dim,
+                    n=n,
+                    seed=0,
+                    condition=condition,
+                    layout=mapping.layout,
+                )
+        except LatentfitError:
+            raise
+        except Exception as error:  # the numbers are the file's
+            raise FileFormatError(
+                f"expected what {method!r} can be built with; {type(error).__name__}: {error}."
+            ) from error
         _load_state(plugin, parts["sampler"])
     except LatentfitError as error:
         raise FileFormatError(f"{path}: {error}") from error
@@ -113,6 +126,39 @@ def load_sampler(
         decoder=decoding,
         condition=condition,
     )
+
+
+def check_header(
+    header: dict[str, Any], path: str | os.PathLike[str]
+) -> tuple[dict[str, Any], dict[str, list[float]]]:
+    """Check what a sampler's file tells of itself: its info, and its training curves.
+
+    Raises:
+        FileFormatError: Something is missing, or is no such thing.
+    """
+    try:
+        info, history = header["info"], header["history"]
+        shape, dim = info["shape"], info["dim"]
+        sizes = [*shape, dim, info["n"]]
+        if not all(type(size) is int and size > 0 for size in sizes) or math.prod(shape) != dim:
+            raise ValueError(f"shape {shape!r}, dim {dim!r}, n {info['n']!r}")
+        for name, kinds in _INFO.items():
+            value = info.get(name) if name in _OPTIONAL else info[name]
+            is_right = isinstance(value, kinds) and not isinstance(value, bool)
+            if not is_right and not (value is None and name in _OPTIONAL):
+                raise TypeError(f"{name} {value!r}")
+        if info["dtype"] not in DTYPES or info["transform"] not in (CUSTOM, *TRANSFORMS):
+            raise ValueError(f"dtype {info['dtype']!r}, transform {info['transform']!r}")
+        if info.get("condition") is not None and info["condition"]["kind"] not in CONDITIONS:
+            raise ValueError(f"condition {info['condition']!r}")
+        for name, curve in history.items():
+            if not all(type(value) in (int, float) for value in curve):
+                raise TypeError(f"curve {name!r}")
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise FileFormatError(
+            f"{path}: expected a latentfit header; {type(error).__name__}: {error}."
+        ) from error
+    return info, history
 
 
 def build_plugin(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from latentfit.checkpoint import load_module
 from latentfit.em import Terms, expect, factorise, kmeans, widest
 
 if TYPE_CHECKING:
@@ -216,15 +217,20 @@ class GaussianMixture(nn.Module):
             choose: Whether held-out rows may choose fewer components, see :meth:`fit_supported`.
             share: The part of the run's seconds after which no further step is taken.
         """
-        run.facts["components"] = self.fit_supported(
-            x,
-            run.generator,
-            held_out if choose else held_out[:0],
-            context=context,
-            held_out_context=run.held_out_context,
-            stop=lambda: run.elapsed() >= share,
-        )
-        run.workers.share(self)  # their clocks may have stopped them at other sizes
+
+        def work() -> dict[str, Any]:
+            run.facts["components"] = self.fit_supported(
+                x,
+                run.generator,
+                held_out if choose else held_out[:0],
+                context=context,
+                held_out_context=run.held_out_context,
+                stop=lambda: run.elapsed() >= share,
+            )
+            run.workers.share(self)  # their clocks may have stopped them at other sizes
+            return self.state_dict()
+
+        load_module(self, run.once(work))
 
     @torch.no_grad()
     def start(

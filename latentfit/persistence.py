@@ -21,9 +21,10 @@ from torch import Tensor
 
 from latentfit.errors import FileFormatError
 
-__all__ = ["atomic_path", "read_tensors", "write_tensors"]
+__all__ = ["CHECKPOINT", "SAMPLER", "atomic_path", "read_tensors", "write_tensors"]
 
 FORMAT_VERSION = 1
+SAMPLER, CHECKPOINT = "a sampler", "the checkpoint of a fit"  # kinds of files
 _KEY = "latentfit"  # in the safetensors metadata
 _MOST_HEADER_BYTES = 16 * 2**20
 _BLANK = "0" * 64  # stands for the digest while the file is hashed
@@ -76,8 +77,14 @@ def write_tensors(
         temporary.write_bytes(content.replace(_BLANK.encode(), digest.encode(), 1))
 
 
-def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_tensors(
+    path: str | os.PathLike[str], kind: str = SAMPLER
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read what :func:`write_tensors` wrote: the tensors, and the header.
+
+    Args:
+        path: The file.
+        kind: What it should be, ``SAMPLER`` or ``CHECKPOINT``.
 
     Raises:
         FileFormatError: The file is damaged, of another kind, or of a newer format.
@@ -85,6 +92,10 @@ def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
     """
     content = Path(path).read_bytes()
     header = _header(content, str(path))
+    found = header.get("kind", SAMPLER)
+    if found != kind:
+        remedy = " Go on with fit_latent_sampler(..., checkpoint=)." if found == CHECKPOINT else ""
+        raise FileFormatError(f"{path}: expected {kind}; this is {str(found)!r}.{remedy}")
     expected = str(header.get("sha256"))
     digest = hashlib.sha256(content.replace(expected.encode(), _BLANK.encode(), 1)).hexdigest()
     if digest != expected:

@@ -33,11 +33,12 @@ from latentfit.adversarial import train_adversarially
 from latentfit.errors import DataError, DivergenceError, OptionError
 from latentfit.gaussian_field import ConvField, DeepField, GaussianField
 from latentfit.metrics import c2st
+from latentfit.minibatches import minibatches
 from latentfit.mixture import GaussianMixture, mixture_size
 from latentfit.options import Interval
 from latentfit.rows import Rows
 from latentfit.sampler_base import FlowSampler, Sampler, StandardNormal
-from latentfit.training import ParameterAverage, Run, minibatches, train
+from latentfit.training import ParameterAverage, Run, train
 from latentfit.velocity import Field, VelocityField
 
 __all__ = [

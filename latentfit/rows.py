@@ -5,14 +5,14 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from latentfit.condition import Condition
 
-__all__ = ["Latents", "Rows", "TensorLatents", "draw_index"]
+__all__ = ["Latents", "Rows", "StoredBatches", "TensorLatents", "draw_index"]
 
 _BLOCK = (
     512  # rows that are read at once; they stay neighbours until they meet others in the buffer
@@ -120,12 +120,8 @@ class Rows:
 
     def batches(
         self, size: int, generator: torch.Generator, rank: int = 0, count: int = 1
-    ) -> Iterator[tuple[Tensor, ...]]:
-        """Yield minibatches for ever, with their contexts if there are any.
-
-        Blocks of neighbours are read in random order into a buffer, and drawn from it at random; in one pass
-        each row comes once, but for a rest of less than a minibatch. Of several processes each reads the
-        blocks that are its own.
+    ) -> StoredBatches:
+        """Give minibatches for ever, with their contexts if there are any.
 
         Args:
             size: Rows in a minibatch of this process.
@@ -133,27 +129,7 @@ class Rows:
             rank: Which process this is.
             count: How many they are.
         """
-        blocks = math.ceil(len(self._latents) / _BLOCK)
-        bytes_in_block = 4 * _BLOCK * math.prod(self._latents.shape)
-        at_once = max(_LEAST_BLOCKS, _BUFFER_BYTES // bytes_in_block, math.ceil(size / _BLOCK) + 1)
-        drawn = torch.randint(2**62, (1,), generator=generator, device=generator.device)
-        # The first is the same in all processes, to the end.
-        ordering = torch.Generator().manual_seed(int(drawn))
-        mixing = torch.Generator().manual_seed(int(drawn) + 1 + rank)
-        while True:
-            order = torch.randperm(blocks, generator=ordering)
-            order = order[rank::count] if blocks >= count else order
-            for chosen in order.split(at_once):
-                found = [self._places(i * _BLOCK, (i + 1) * _BLOCK) for i in chosen.tolist()]
-                found = [places for places in found if len(places)]
-                if not found:
-                    continue
-                places = torch.cat(found)
-                latents = torch.cat([self._read_block(own) for own in found])
-                for index in torch.randperm(len(places), generator=mixing).split(size):
-                    if len(index) < size and len(places) > size:
-                        break
-                    yield self._finished(latents[index], places[index])
+        return StoredBatches(self, size, generator, rank, count)
 
     def parts(self) -> Iterator[tuple[Tensor, ...]]:
         """Yield all rows once and in order, with their contexts if there are any."""
@@ -211,6 +187,76 @@ class Rows:
         for change in self._changes:
             finished = (change(*finished), *finished[1:])
         return finished
+
+
+class StoredBatches:
+    """Minibatches of rows that are read as they are needed.
+
+    Blocks of neighbours are read in random order into a buffer, and drawn from it at random; in one pass each
+    row comes once, but for a rest of less than a minibatch. Of several processes each reads the blocks that
+    are its own. The arguments are those of :meth:`Rows.batches`.
+    """
+
+    def __init__(
+        self, rows: Rows, size: int, generator: torch.Generator, rank: int, count: int
+    ) -> None:
+        self._rows, self._size, self._rank, self._count = rows, size, rank, count
+        drawn = torch.randint(2**62, (1,), generator=generator, device=generator.device)
+        # The first is the same in all processes, to the end.
+        self._ordering = torch.Generator().manual_seed(int(drawn))
+        self._mixing = torch.Generator().manual_seed(int(drawn) + 1 + rank)
+        self._restart(0)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
+        return self
+
+    def __next__(self) -> tuple[Tensor, ...]:
+        return next(self._batches)
+
+    def state(self) -> dict[str, Any]:
+        """The two random states before the present pass, and how many minibatches of it were taken."""
+        ordering, mixing = self._began
+        return {"ordering": ordering, "mixing": mixing, "taken": self._taken}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a state; what is left out is not read again."""
+        self._ordering.set_state(state["ordering"])
+        self._mixing.set_state(state["mixing"])
+        self._restart(int(state["taken"]))
+
+    def _restart(self, taken: int) -> None:
+        self._began = self._ordering.get_state(), self._mixing.get_state()
+        self._taken = taken
+        self._batches = self._passes(taken)
+
+    def _passes(self, skipped: int) -> Iterator[tuple[Tensor, ...]]:
+        """Yield passes for ever, without so many minibatches of the first one."""
+        rows, size = self._rows, self._size
+        blocks = math.ceil(len(rows._latents) / _BLOCK)
+        bytes_in_block = 4 * _BLOCK * math.prod(rows._latents.shape)
+        at_once = max(_LEAST_BLOCKS, _BUFFER_BYTES // bytes_in_block, math.ceil(size / _BLOCK) + 1)
+        while True:
+            order = torch.randperm(blocks, generator=self._ordering)
+            order = order[self._rank :: self._count] if blocks >= self._count else order
+            for chosen in order.split(at_once):
+                found = [rows._places(i * _BLOCK, (i + 1) * _BLOCK) for i in chosen.tolist()]
+                found = [places for places in found if len(places)]
+                if not found:
+                    continue
+                places = torch.cat(found)
+                mixed = torch.randperm(len(places), generator=self._mixing)
+                full = [
+                    index for index in mixed.split(size) if len(index) == min(size, len(places))
+                ]
+                wanted, skipped = full[skipped:], max(0, skipped - len(full))
+                if not wanted:
+                    continue
+                latents = torch.cat([rows._read_block(own) for own in found])
+                for index in wanted:
+                    self._taken += 1
+                    yield rows._finished(latents[index], places[index])
+            self._began = self._ordering.get_state(), self._mixing.get_state()
+            self._taken = 0
 
 
 def draw_index(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -225,6 +226,111 @@ class LatentSampler:
             tensors |= {f"condition.{k}": v for k, v in self._condition.state().items()}
         write_tensors(path, tensors, {"info": self.info, "history": self.history})
 
+    def save_pretrained(
+        self,
+        directory: str | os.PathLike[str],
+        **card: Any,
+    ) -> Path:
+        """Write the sampler and a model card to a folder, which is made.
+
+        Args:
+            directory: The folder; it gets ``sampler.safetensors``, and ``README.md`` unless it has one and
+                nothing is told here.
+            **card: What the card tells beyond ``info``: ``encoder``, ``dataset`` and ``license``, texts (the
+                hub's names, if they have one), and ``metrics``, a dict of numbers by name.
+
+        Raises:
+            OptionError: Something that the card can't tell.
+            OSError: The folder can't be written.
+        """
+        from latentfit.hub import save_pretrained
+
+        return save_pretrained(self, directory, **_card(card))
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | os.PathLike[str],
+        *,
+        device: str | torch.device | None = None,
+        decoder: Any = None,
+        transform: Transform | None = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        local_files_only: bool = False,
+    ) -> LatentSampler:
+        """Load what :meth:`save_pretrained` or :meth:`push_to_hub` wrote.
+
+        Nothing that is loaded is run: see :func:`latentfit.load_sampler`.
+
+        Args:
+            source: A folder, or a repository of the Hugging Face hub as "user/name".
+            device: Where to put it; None means the CPU.
+            decoder: As for :func:`latentfit.load_sampler`.
+            transform: As for :func:`latentfit.load_sampler`.
+            revision: The repository's branch, tag or commit.
+            token: For private repositories; None means what ``hf auth login`` stored.
+            cache_dir: Where downloads are kept; None means the hub's own cache.
+            local_files_only: Whether to take what was downloaded before, and ask nobody.
+
+        Raises:
+            ImportError: It is not a folder, and huggingface_hub is not installed.
+            FileFormatError: There is no such sampler, or it is damaged.
+            OSError: The source is not there, or can't be read.
+        """
+        from latentfit.hub import from_pretrained
+
+        return from_pretrained(
+            source,
+            device=device,
+            decoder=decoder,
+            transform=transform,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+        )
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        commit_message: str = "Upload a sampler",
+        **card: Any,
+    ) -> str:
+        """Upload the sampler and a model card to the Hugging Face hub.
+
+        Args:
+            repo_id: The repository, "user/name"; it is made if it is not there.
+            private: Whether a new one is private; None means the account's default.
+            token: None means what ``hf auth login`` stored.
+            revision: The branch.
+            commit_message: Of the commit.
+            **card: As for :meth:`save_pretrained`.
+
+        Returns:
+            The commit's address.
+
+        Raises:
+            ImportError: huggingface_hub is not installed.
+            OptionError: Something that the card can't tell.
+        """
+        from latentfit.hub import push_to_hub
+
+        return push_to_hub(
+            self,
+            repo_id,
+            private=private,
+            token=token,
+            revision=revision,
+            commit_message=commit_message,
+            **_card(card),
+        )
+
     def _context(self, condition: Any, n: int) -> Tensor | None:
         """Turn the user's condition into n contexts on the device."""
         if self._condition is None:
@@ -290,6 +396,15 @@ def _chunks(rows: Tensor, context: Tensor | None) -> Iterator[tuple[Tensor, tupl
     parts = rows.split(_CHUNK)
     contexts = ((),) * len(parts) if context is None else zip(context.split(_CHUNK), strict=True)
     yield from zip(parts, contexts, strict=True)
+
+
+def _card(card: dict[str, Any]) -> dict[str, Any]:
+    """Check the names of what a model card is told."""
+    known = ("encoder", "dataset", "license", "metrics")
+    for name in card:
+        if name not in known:
+            raise OptionError(f"Expected {', '.join(known)}, which the card tells; got {name!r}.")
+    return card
 
 
 def _check_number(n: Any) -> int:

@@ -2,28 +2,45 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, overload
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from latentfit.checkpoint import (
+    Checkpoint,
+    Phase,
+    State,
+    load_module,
+    optimiser_state,
+    restore_optimiser,
+)
+from latentfit.early_stopping import EVALUATION_ROWS, Best, Watched
 from latentfit.errors import DivergenceError
+from latentfit.minibatches import Batches, TensorBatches
 from latentfit.parallel import SOLO, Workers
 from latentfit.rows import Rows
 
-__all__ = ["ParameterAverage", "Run", "adam", "minibatches", "train"]
+__all__ = ["ParameterAverage", "Run", "adam", "train"]
 
 _EVALUATIONS = 40  # in a run of full length
-_EVALUATION_ROWS = 2048  # per forward pass: what it makes should stay in the cache
-_LEAST_PARTS = 8  # that they are evaluated in, for what the losses scatter by
 _MOST_EVALUATED = 2**14  # held-out rows: more would cost more than the training, and tell no more
 _MOST_SUBSET = 2**18  # rows
 _SUBSET_BYTES = 2**28
 _REMEDY = "lower learning_rate, check the latents for outliers, or choose another method"
+
+
+@dataclass
+class Clock:
+    """When a fit began, in the seconds of ``time.monotonic``."""
+
+    started: float = field(default_factory=time.monotonic)
 
 
 @dataclass
@@ -40,8 +57,9 @@ class Run:
             rows are :class:`Rows`, which have theirs with them.
         held_out_context: The condition of each held-out row, (M, C); None without a condition.
         facts: What the fit chose or found, by name, as JSON values; it becomes ``sampler.info["fit"]``.
-        started: When the fit began, in the seconds of ``time.monotonic``.
         workers: The processes that share the training.
+        checkpoint: Where to write what is done, and what was done before; None without.
+        clock: When the fit began, the same for copies with another batch size or less time.
     """
 
     generator: torch.Generator
@@ -52,17 +70,59 @@ class Run:
     context: Tensor | None = None
     held_out_context: Tensor | None = None
     facts: dict[str, Any] = field(default_factory=dict)
-    started: float = field(default_factory=time.monotonic)
     workers: Workers = SOLO
+    checkpoint: Checkpoint | None = None
+    clock: Clock = field(default_factory=Clock)
+    _phases: Iterator[int] = field(default_factory=itertools.count)
 
-    def steps(self, total: int) -> Iterator[tuple[int, float]]:
-        """Count training steps until ``total`` or until the time is up.
+    def phase(self) -> Phase:
+        """Begin a part of the fit: each has to be begun in every run of it, and in the same order."""
+        return Phase(self, next(self._phases))
+
+    def once(self, work: Callable[[], State]) -> State:
+        """Do a part of the fit, or take its result from the checkpoint.
+
+        Args:
+            work: Does it and gives its result, nested dicts of tensors and JSON values.
+        """
+        phase, results = self.phase(), []
+        if phase.is_over:
+            phase.restore(lambda state, _: results.append(state))
+        else:
+            results.append(work())
+            phase.end(lambda: results[0], write=False)
+        return results[0]
+
+    def state(self) -> tuple[State, State]:
+        """Where the run is, and what of that is this process's own."""
+        now = {
+            "history": {
+                name: torch.tensor(curve, dtype=torch.float64)
+                for name, curve in self.history.items()
+            },
+            "facts": {name: plain(value) for name, value in self.facts.items()},
+            "seconds": self.seconds(),
+        }
+        return now, {"generator": self.generator.get_state()}
+
+    def restore(self, state: State, own: State) -> None:
+        """Go on from a state."""
+        history = {name: curve.tolist() for name, curve in state["history"].items()}
+        facts, seconds = dict(state["facts"]), float(state["seconds"])
+        self.generator.set_state(own["generator"])
+        for mine, given in ((self.history, history), (self.facts, facts)):
+            mine.clear()
+            mine.update(given)
+        self.clock.started = time.monotonic() - seconds
+
+    def steps(self, total: int, start: int = 0) -> Iterator[tuple[int, float]]:
+        """Count training steps from ``start`` until ``total`` or until the time is up.
 
         Yields:
-            The step, from 0, and the fraction of the run that is behind it, in [0, 1): by steps or by time,
+            The step and the fraction of the run that is behind it, in [0, 1): by steps or by time,
             whichever is further, so that a schedule over it ends with the run.
         """
-        for step in range(total):
+        for step in range(start, total):
             fraction = max(step / total, self.elapsed())
             if self.max_seconds is not None:
                 fraction = self.workers.largest(fraction)  # all stop at one step
@@ -73,7 +133,7 @@ class Run:
             yield step, fraction
         self.show(total, total, {})
 
-    def batches(self, rows: Tensor | Rows) -> Iterator[tuple[Tensor, ...]]:
+    def batches(self, rows: Tensor | Rows) -> Batches:
         """Yield shuffled minibatches of the training rows for ever, with their contexts if there are any.
 
         Of several processes each gets its share of every minibatch.
@@ -87,14 +147,8 @@ class Run:
         if isinstance(rows, Rows):
             size = max(1, self.batch_size // workers.count)
             return rows.batches(size, order, workers.rank, workers.count)
-        if self.context is None:
-            batches: Iterator[tuple[Tensor, ...]]
-            batches = zip(minibatches(rows, self.batch_size, order), strict=True)
-        else:
-            batches = minibatches(rows, self.batch_size, order, self.context)
-        if workers.count == 1:
-            return batches
-        return (tuple(workers.pick(part) for part in batch) for batch in batches)
+        parts = (rows,) if self.context is None else (rows, self.context)
+        return TensorBatches(parts, self.batch_size, order, pick=workers.pick)
 
     def subset(self, rows: Tensor | Rows, most: int | None = None) -> tuple[Tensor, Tensor | None]:
         """Give at most so many of the training rows as a tensor, drawn at random, and their contexts.
@@ -146,7 +200,11 @@ class Run:
         """Tell the fraction of ``max_seconds`` that is over; 0 where there is no such limit."""
         if self.max_seconds is None:
             return 0.0
-        return (time.monotonic() - self.started) / self.max_seconds
+        return self.seconds() / self.max_seconds
+
+    def seconds(self) -> float:
+        """Tell how long the fit has taken, in all runs of it."""
+        return time.monotonic() - self.clock.started
 
     def log(self, step: int, total: int, **values: float) -> None:
         """Append a point to the training curves and show it."""
@@ -155,40 +213,13 @@ class Run:
         self.show(step, total, values)
 
 
-@overload
-def minibatches(
-    rows: Tensor, batch_size: int, generator: torch.Generator, context: None = None
-) -> Iterator[Tensor]: ...
-
-
-@overload
-def minibatches(
-    rows: Tensor, batch_size: int, generator: torch.Generator, context: Tensor
-) -> Iterator[tuple[Tensor, Tensor]]: ...
-
-
-def minibatches(
-    rows: Tensor, batch_size: int, generator: torch.Generator, context: Tensor | None = None
-) -> Iterator[Tensor] | Iterator[tuple[Tensor, Tensor]]:
-    """Yield shuffled minibatches for ever: a permutation at a time, the short rest left out.
-
-    Fewer rows than a batch are one batch. Works on rows in memory; there is no DataLoader in the hot loop.
-
-    Args:
-        rows: Training rows (N, D).
-        batch_size: Rows in a minibatch.
-        generator: The source of randomness, on the rows' device.
-        context: The rows' contexts (N, C).
-
-    Yields:
-        Rows (n, D); with a context, pairs of rows and contexts (n, C).
-    """
-    size = min(batch_size, len(rows))
-    whole = len(rows) // size * size
-    while True:
-        order = torch.randperm(len(rows), generator=generator, device=rows.device)
-        for index in order[:whole].split(size):
-            yield rows[index] if context is None else (rows[index], context[index])
+def plain(value: Any) -> Any:
+    """Give what JSON can hold as it is, and anything else as text: a long fit must not fail at its end."""
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError):
+        return str(value)
+    return value
 
 
 class ParameterAverage:
@@ -218,6 +249,18 @@ class ParameterAverage:
         """Exchange the parameters and their average; a second call takes that back."""
         for live, average in zip(self._live, self.average, strict=True):
             live.data, average.data = average.data, live.data
+
+    def state(self) -> State:
+        """The averages, and how many updates they have in them."""
+        averages = {str(i): average for i, average in enumerate(self.average)}
+        return {"updates": self.updates, "average": averages}
+
+    @torch.no_grad()
+    def restore(self, state: State) -> None:
+        """Go on from a state."""
+        self.updates = int(state["updates"])
+        for i, average in enumerate(self.average):
+            average.copy_(state["average"][str(i)])
 
 
 def train(
@@ -257,17 +300,22 @@ def train(
     Raises:
         DivergenceError: The loss or the weights are no longer finite; the module has its best finite weights.
     """
+    phase = run.phase()
+    if phase.is_over:
+        phase.restore(lambda state, _: load_module(module, state["module"]))
+        module.eval()
+        return
     run.workers.share(module)
     parameters = [p for p in module.parameters() if p.requires_grad]
     optimiser = adam(parameters, learning_rate)
     average = ParameterAverage(parameters, ema)
     every = max(1, min(steps // _EVALUATIONS, 100))
-    best = _Best(module, patience)
+    best = Best(module, patience)
     if len(held_out):
-        watched = _Watched(*run.judges(held_out, _MOST_EVALUATED))
+        watched = Watched(*run.judges(held_out, _MOST_EVALUATED))
     else:
-        first, *context = run.first(rows, _EVALUATION_ROWS)
-        watched = _Watched(first, context[0] if context else None)
+        first, *context = run.first(rows, EVALUATION_ROWS)
+        watched = Watched(first, context[0] if context else None)
     first_losses = watched.measure(module, loss)
     initial = first_losses.mean
     if not math.isfinite(initial):
@@ -302,7 +350,29 @@ def train(
     batches = run.batches(rows)
     warm_up = max(1, min(100, steps // 10))
     done = 0
-    for step, fraction in run.steps(steps):
+
+    def state() -> tuple[State, State]:
+        shared = {
+            "module": module.state_dict(),
+            "optimiser": optimiser_state(optimiser),
+            "average": average.state(),
+            "best": best.state_dict(),
+            "counts": {"done": done, "since": since},
+        }
+        return shared, {"batches": batches.state(), "total": total}
+
+    def load(state: State, own: State) -> None:
+        nonlocal done, since
+        load_module(module, state["module"])
+        restore_optimiser(optimiser, state["optimiser"], parameters)
+        average.restore(state["average"])
+        best.load_state_dict(state["best"])
+        done, since = int(state["counts"]["done"]), int(state["counts"]["since"])
+        batches.restore(own["batches"])
+        total.copy_(own["total"])
+
+    phase.restore(load)
+    for step, fraction in run.steps(steps, done):
         rate = (
             learning_rate
             * min(1.0, (step + 1) / warm_up)
@@ -322,11 +392,13 @@ def train(
         done, since = step + 1, since + 1
         if done % every == 0 and stop_after_evaluation(done):
             break
+        phase.offer(state)
     if since:  # the steps after the last evaluation count too
         stop_after_evaluation(done)
     best.restore()
     run.facts["best_step"] = best.step
     module.eval()
+    phase.end(lambda: {"module": module.state_dict()})
 
 
 def adam(
@@ -335,68 +407,3 @@ def adam(
     """Make an Adam optimiser, fused where the parameters' device has that."""
     fused = all(p.device.type in ("cpu", "cuda") for p in parameters)
     return torch.optim.Adam(parameters, lr=learning_rate, betas=betas, fused=fused)
-
-
-class _Best:
-    """The best weights so far, and how long held-out losses have not got better by more than their noise."""
-
-    def __init__(self, module: nn.Module, patience: int) -> None:
-        self.module, self.patience = module, patience
-        self.waited = 0
-        self.reference: _Losses | None = None
-        self.keep(math.inf, 0)
-
-    @torch.no_grad()
-    def keep(self, loss: float, step: int) -> bool:
-        self.state = {k: v.detach().clone() for k, v in self.module.state_dict().items()}
-        self.loss, self.step = loss, step
-        return False
-
-    def offer(self, losses: _Losses, step: int) -> bool:
-        """Keep the present weights if they are better; tell whether patience has run out."""
-        if losses.mean < self.loss:
-            self.keep(losses.mean, step)
-        if self.reference is None or losses.are_below(self.reference):
-            self.reference, self.waited = losses, 0
-        else:
-            self.waited += 1
-        return self.waited >= self.patience
-
-    def restore(self) -> None:
-        self.module.load_state_dict(self.state)
-
-
-@dataclass(frozen=True)
-class _Losses:
-    """The mean losses of parts of the held-out rows (P,), with their shares of all rows."""
-
-    parts: Tensor
-    shares: Tensor
-
-    @property
-    def mean(self) -> float:
-        return float(self.parts @ self.shares)
-
-    def are_below(self, others: _Losses) -> bool:
-        """Tell whether the mean is below the others' by more than the standard error of the difference."""
-        gains = others.parts - self.parts
-        gain = gains @ self.shares
-        error = ((gains - gain).square() @ self.shares / max(1, len(gains) - 1)).sqrt()
-        return bool(gain > error)
-
-
-class _Watched:
-    """The rows that the loss is evaluated on, with their contexts, in parts that bound the memory."""
-
-    def __init__(self, rows: Tensor, context: Tensor | None) -> None:
-        tensors = (rows,) if context is None else (rows, context)
-        size = max(1, min(_EVALUATION_ROWS, -(-len(rows) // _LEAST_PARTS)))
-        self.parts = list(zip(*(tensor.split(size) for tensor in tensors), strict=True))
-        sizes = torch.tensor([len(part[0]) for part in self.parts], dtype=torch.float64)
-        self.shares = sizes / sizes.sum()
-
-    @torch.no_grad()
-    def measure(self, module: nn.Module, loss: Callable[..., Tensor]) -> _Losses:
-        module.eval()
-        losses = torch.stack([loss(*part) for part in self.parts])
-        return _Losses(losses.cpu().double(), self.shares)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -130,9 +130,7 @@ class GMM(Sampler):
         for rung, k in enumerate(self.ladder):
             if fits and run.elapsed() >= 1:
                 break
-            fit = self._start(k, train, run, shrinkage)
-            if len(self.ladder) > 1:
-                fit = self._em(fit, train, watched, run, rung, min(_TRIAL, self.iterations))
+            fit = self._kept(run, self._trial, k, train, watched, run, rung, shrinkage)
             gain = fit.score - max((other.score for other in fits), default=-math.inf)
             shrinkage = fit.shrinkage
             fits.append(fit)
@@ -142,9 +140,30 @@ class GMM(Sampler):
         best = sorted(fits, key=lambda fit: -fit.score)[:2]
         for i, fit in enumerate(best):
             if fit.steps == 0 or run.elapsed() < 1:
-                best[i] = self._em(fit, train, watched, run, len(self.ladder) + i, self.iterations)
+                rung = len(self.ladder) + i
+                best[i] = self._kept(run, self._em, fit, train, watched, run, rung, self.iterations)
         run.facts["scores"] = scores | {str(fit.mixture.components): fit.score for fit in best}
         return max(best, key=lambda fit: fit.score)
+
+    def _kept(self, run: Run, make: Callable[..., _Fit], *arguments: Any) -> _Fit:
+        """Make a fit, or take it from the checkpoint."""
+        state = run.once(lambda: make(*arguments).state())
+        weights = state["mixture"]
+        mixture = GaussianMixture(
+            self.mixture.dim, len(weights["logits"]), self.mixture.context_dim
+        )
+        mixture.requires_grad_(False).to(run.generator.device)
+        mixture.load_state_dict(weights)
+        return _Fit(mixture, state["shrinkage"], float(state["score"]), state["steps"])
+
+    def _trial(
+        self, k: int, train: _Rows, watched: _Rows | None, run: Run, rung: int, shrinkage: float
+    ) -> _Fit:
+        """Start with so many components and, where there is a choice, take a few EM steps."""
+        fit = self._start(k, train, run, shrinkage)
+        if len(self.ladder) == 1:
+            return fit
+        return self._em(fit, train, watched, run, rung, min(_TRIAL, self.iterations))
 
     def _em(
         self, begin: _Fit, train: _Rows, watched: _Rows | None, run: Run, rung: int, steps: int
@@ -248,6 +267,15 @@ class _Fit:
     shrinkage: float
     score: float = -math.inf
     steps: int = 0
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint has to keep."""
+        return {
+            "mixture": self.mixture.state_dict(),
+            "shrinkage": self.shrinkage,
+            "score": torch.tensor(self.score, dtype=torch.float64),  # may be infinite
+            "steps": self.steps,
+        }
 
 
 class Gaussian(Sampler):

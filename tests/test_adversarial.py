@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from latentfit.errors import DivergenceError
 from latentfit.plugin import Run, minibatches, train_adversarially
+from latentfit.training import Clock
 
 X = torch.randn(300, 2, generator=torch.Generator().manual_seed(0)) + 3
 Y = torch.randn(80, 2, generator=torch.Generator().manual_seed(1)) + 3
@@ -270,7 +271,7 @@ def test_time_ends_the_training() -> None:
 
 
 def test_without_time_the_generator_stays_as_it_was() -> None:
-    training, game = run(max_seconds=1, started=time.monotonic() - 2), Game()
+    training, game = run(max_seconds=1, clock=Clock(time.monotonic() - 2)), Game()
     before = weights(game.generator)
     game.train(training)
     assert all(map(torch.equal, before, weights(game.generator)))
@@ -321,8 +322,8 @@ def test_divergence_leaves_the_last_finite_average(where: str, bad: float) -> No
     assert 5 < last < 50
 
     class Ended(Run):
-        def steps(self, total: int) -> Any:
-            return islice(super().steps(total), last)
+        def steps(self, total: int, start: int = 0) -> Any:
+            return islice(super().steps(total, start), last)
 
     ended = Ended(torch.Generator().manual_seed(0), batch_size=32)
     expected = Game().train(ended, steps=50)

@@ -362,7 +362,7 @@ def test_ctrl_c_comes_through_and_leaves_all_as_it_was(
     network = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2), nn.Dropout())
     weights = {k: v.clone() for k, v in network.state_dict().items()}
 
-    def interrupt(self: Run, total: int) -> Iterator[tuple[int, float]]:
+    def interrupt(self: Run, total: int, start: int = 0) -> Iterator[tuple[int, float]]:
         yield 0, 0.0
         torch.rand(3)
         raise KeyboardInterrupt

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from latentfit.errors import DivergenceError
-from latentfit.training import ParameterAverage, Run, minibatches, train
+from latentfit.minibatches import minibatches
+from latentfit.training import Clock, ParameterAverage, Run, train
 
 
 def run(**arguments: Any) -> Run:
@@ -74,10 +75,10 @@ def test_time_ends_the_steps_and_moves_the_schedule_on() -> None:
 
 
 def test_no_step_is_made_when_the_time_is_up() -> None:
-    late = run(max_seconds=5, started=time.monotonic() - 6)
+    late = run(max_seconds=5, clock=Clock(time.monotonic() - 6))
     assert list(late.steps(10)) == []
     assert late.elapsed() == pytest.approx(1.2, abs=0.1)
-    assert run(started=0.0).elapsed() == 0
+    assert run(clock=Clock(0.0)).elapsed() == 0
 
 
 def test_curves_have_one_length() -> None:

@@ -238,6 +238,7 @@ def execute(
         how=request.binarize,
         device=device,
         log=log,
+        unfinished=request.out / "unfinished",
     )
     results = run.run(range(request.seeds))
     results["quick"] = request.quick
@@ -245,9 +246,10 @@ def execute(
     start = time.perf_counter()
     pictures = figures.draw_all(results, run.gallery, data.image_shape)
     log(f"figures: {time.perf_counter() - start:.1f} s")
-    results["seconds"] = time.perf_counter() - began
+    results["seconds"] = time.perf_counter() - began + run.unfinished.seconds
     text = json.dumps(results, indent=2, allow_nan=False) + "\n"
     _write(request.out, text, report.markdown_table(results), pictures)
+    run.unfinished.remove()
 
     if request.json:
         click.echo(text, nl=False)

@@ -4,11 +4,28 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import Tensor
+
 from latentfit import LatentSampler
 from latentfit_bench.measure import plain, summary
 from latentfit_bench.systems import System
 
 STATISTICS = ("fcd", "fcd_penultimate", "fit_seconds", "sample_seconds", "nll", "parameters")
+
+
+@dataclass
+class Part:
+    """One row with one seed.
+
+    Attributes:
+        record: What was measured.
+        images: The first of its images, binary, (n, pixels); None if it failed.
+        history: Its sampler's training curves.
+    """
+
+    record: "Record"
+    images: Tensor | None = None
+    history: dict[str, list[float]] | None = None
 
 
 @dataclass
@@ -53,6 +70,26 @@ class Record:
         text = " ".join(f"{type(error).__name__}: {error}".split())
         self.errors.append({"seed": seed, "error": text})
         return text
+
+    def merge(self, other: "Record") -> None:
+        """Append what another record of the same row has."""
+        for key, values in other.values.items():
+            self.values.setdefault(key, []).extend(values)
+        self.errors += other.errors
+        self.details = other.details or self.details
+        self.chosen += other.chosen
+        self.ranking += other.ranking
+
+    def state(self) -> dict[str, Any]:
+        """What :meth:`restored` needs, as JSON values."""
+        names = ("values", "errors", "details", "chosen", "ranking")
+        state: dict[str, Any] = plain({name: getattr(self, name) for name in names})
+        return state
+
+    @classmethod
+    def restored(cls, system: System, state: dict[str, Any]) -> "Record":
+        """Make a record from its state."""
+        return cls(system, **state)
 
     def result(self, statistics: Sequence[str] = STATISTICS) -> dict[str, Any]:
         """Return the row's entry in the results, ready for JSON."""

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from latentfit_bench.runner import Run
 
 SCHEMA = 1
-_LIBRARIES = ("latentfit", "torch", "numpy", "normflows", "nflows", "scikit-learn", "matplotlib")
+LIBRARIES = ("latentfit", "torch", "numpy", "normflows", "nflows", "scikit-learn", "matplotlib")
 
 
 def assemble(
@@ -44,7 +44,7 @@ def assemble(
     return {
         "schema": SCHEMA,
         "benchmark": run.data.name,
-        **provenance(_LIBRARIES),
+        **provenance(LIBRARIES),
         "device": str(run.device),
         "seeds": list(seeds),
         "classifier": {

@@ -3,7 +3,8 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,11 +21,12 @@ from latentfit_bench.models import (
     VariationalAutoencoder,
     reconstruction_loss,
 )
-from latentfit_bench.records import STATISTICS, Record
-from latentfit_bench.results import assemble
+from latentfit_bench.records import STATISTICS, Part, Record
+from latentfit_bench.results import LIBRARIES, assemble, versions
 from latentfit_bench.settings import Gallery, Settings
 from latentfit_bench.systems import FLOOR, RECONSTRUCTION, SYSTEMS, System
 from latentfit_bench.training import Trained, in_batches, train_autoencoder
+from latentfit_bench.unfinished import Unfinished
 
 MODELS: dict[str, type[Autoencoder]] = {
     cls.name: cls for cls in (Autoencoder, VariationalAutoencoder, AdversarialAutoencoder)
@@ -53,6 +55,8 @@ class Run:
         how: How images are binarised.
         device: Where everything is computed.
         log: Told one line after each phase.
+        unfinished: A folder for what is done, from which the same run goes on after it was ended; None
+            without.
     """
 
     def __init__(
@@ -66,6 +70,7 @@ class Run:
         how: Binarize = "threshold",
         device: torch.device | str = "cpu",
         log: Callable[[str], None] = lambda _: None,
+        unfinished: Path | None = None,
     ) -> None:
         self.data = data
         self.classifier = classifier
@@ -79,6 +84,16 @@ class Run:
         references = (SYSTEMS[RECONSTRUCTION], SYSTEMS[FLOOR]) if conditional else ()
         self._conditional = {s.name: Record(s) for s in (*references, *conditional)}
         self._trained: dict[str, dict[str, list[float]]] = {}
+        self.unfinished = Unfinished(
+            unfinished,
+            {
+                "data": [data.name, data.sha256, how],
+                "classifier": classifier.sha256,
+                "settings": asdict(settings),
+                "device": str(self.device),
+                "versions": versions(LIBRARIES),
+            },
+        )
 
     def run(self, seeds: Sequence[int]) -> dict[str, Any]:
         """Run all seeds and return the results, ready for JSON.
@@ -122,24 +137,56 @@ class Run:
             frozen = None if name is None else self._freeze(name, seed)
             for record in self._records.values():
                 if record.system.model == name:
-                    with self._phase(f"seed {seed}: {record.system.name}") as note:
-                        self._measure(record, frozen, seed, note)
+                    self._add(record, frozen, seed)
             if frozen is not None and name == Autoencoder.name:
                 for record in self._conditional.values():
-                    with self._phase(f"seed {seed}: {record.system.name} by digit") as note:
-                        self._measure_conditional(record, frozen, seed, note)
+                    self._add(record, frozen, seed, conditional=True)
+
+    def _add(
+        self, record: Record, frozen: Frozen | None, seed: int, *, conditional: bool = False
+    ) -> None:
+        """Measure a row with one seed, or take it from what was done before."""
+        system = record.system
+        title = f"seed {seed}: {system.name}{' by digit' if conditional else ''}"
+        name = f"{title}, {system!r}"
+        taken = self.unfinished.take(name)
+        if taken is not None:
+            values, tensors = taken
+            part = Part(
+                Record.restored(system, values["record"]), tensors.get("images"), values["history"]
+            )
+            self.log(f"{title}: done before")
+        else:
+            began = time.perf_counter()
+            part = Part(Record(system))
+            with self._phase(title) as note:
+                if conditional and frozen is not None:
+                    self._measure_conditional(part, frozen, seed, note)
+                else:
+                    self._measure(part, frozen, seed, note)
+            if not part.record.errors:  # what failed is tried again
+                values = {"record": part.record.state(), "history": part.history}
+                images = {} if part.images is None else {"images": part.images}
+                self.unfinished.keep(name, time.perf_counter() - began, values, images)
+        record.merge(part.record)
+        if part.images is not None:
+            shelf = self.gallery.conditional if conditional else self.gallery.images
+            shelf.setdefault(system.name, part.images)
+        if part.history is not None and not conditional:
+            self.gallery.histories.setdefault(system.name, part.history)
 
     def _measure(
-        self, record: Record, frozen: Frozen | None, seed: int, note: Callable[[str], None]
+        self, part: Part, frozen: Frozen | None, seed: int, note: Callable[[str], None]
     ) -> None:
-        kind, count = record.system.kind, self.settings.samples
+        system, count = part.record.system, self.settings.samples
+        kind = system.kind
         measured: dict[str, float] = {}
         if kind == "real":
             produced = self._images.test[:count]
         elif frozen is None:
-            raise ValueError(f"Expected a model for {record.system.name}; got None.")
+            raise ValueError(f"Expected a model for {system.name}; got None.")
         elif kind == "sampler":
-            self._measure_sampler(record, frozen, seed, note)
+            self._measure_sampler(part, frozen, seed, note)
             return
         elif kind == "reconstruction":
             produced = in_batches(frozen.model.decode, frozen.test[:count])
@@ -150,16 +197,16 @@ class Run:
         else:
             produced = self._from_prior(frozen.model, seed, measured)
             measured["fit_seconds"] = frozen.seconds
-        self._keep(record, produced, measured, note, self.gallery.images)
+        self._keep(part, produced, measured, note)
 
     def _measure_conditional(
-        self, record: Record, frozen: Frozen, seed: int, note: Callable[[str], None]
+        self, part: Part, frozen: Frozen, seed: int, note: Callable[[str], None]
     ) -> None:
-        count = self.settings.samples
-        if record.system.kind == "sampler":
-            self._measure_sampler(record, frozen, seed, note, conditional=True)
+        kind, count = part.record.system.kind, self.settings.samples
+        if kind == "sampler":
+            self._measure_sampler(part, frozen, seed, note, conditional=True)
             return
-        if record.system.kind == "reconstruction":
+        if kind == "reconstruction":
             z, labels = frozen.test[:count], frozen.test_labels[:count]
         else:  # what a sampler that is right in everything would do
             labels = balanced_labels(count)
@@ -167,11 +214,11 @@ class Run:
             rows = balanced_rows(frozen.train_labels, count, generator)
             z = frozen.train[rows.to(self.device)]
         produced = in_batches(frozen.model.decode, z)
-        self._keep(record, produced, {}, note, {}, labels)
+        self._keep(part, produced, {}, note, labels, show=False)
 
     def _measure_sampler(
         self,
-        record: Record,
+        part: Part,
         frozen: Frozen,
         seed: int,
         note: Callable[[str], None],
@@ -179,7 +226,8 @@ class Run:
         conditional: bool = False,
     ) -> None:
         """Fit, draw and measure; what a plugin raises is told in its row, and is no end of the run."""
-        system, settings, gallery = record.system, self.settings, self.gallery
+        record, settings = part.record, self.settings
+        system = record.system
         try:
             drawn = fit_and_draw(
                 system,
@@ -205,26 +253,25 @@ class Run:
                 measured["nll"] = held_out_nll(drawn, frozen)
             except Exception as error:
                 note(f"failed: {record.fail(seed, error)}")
-        if not conditional:
-            gallery.histories.setdefault(system.name, drawn.sampler.history)
-        shelf = gallery.conditional if conditional else gallery.images
-        self._keep(record, drawn.images, measured, note, shelf, drawn.labels)
+        part.history = drawn.sampler.history
+        self._keep(part, drawn.images, measured, note, drawn.labels)
 
     def _keep(
         self,
-        record: Record,
+        part: Part,
         produced: Tensor,
         measured: dict[str, float],
         note: Callable[[str], None],
-        shelf: dict[str, Tensor],
         labels: Tensor | None = None,
+        *,
+        show: bool = True,
     ) -> None:
         """Measure decoded images (n, pixels), and keep the first for the figures."""
         binary = (produced >= 0.5).float()
         measured = measured | self._ruler.measure(binary, labels)
-        record.add(measured)
-        shown = SHOWN if labels is None else SHOWN_CONDITIONAL
-        shelf.setdefault(record.system.name, binary[:shown].cpu())
+        part.record.add(measured)
+        if show:
+            part.images = binary[: SHOWN if labels is None else SHOWN_CONDITIONAL].cpu()
         if "accuracy" in measured:
             note(f"accuracy {measured['accuracy']:.2%}")
         note(f"FCD {measured['fcd']:.2f}, penultimate {measured['fcd_penultimate']:.1f}")
@@ -253,8 +300,23 @@ class Run:
         settings = self.settings
         pixels = self.data.train_images.shape[1]
         epochs = settings.epochs[name]
+        title = f"seed {seed}: training the {name}, {epochs} epochs"
+
+        def build() -> Autoencoder:
+            options = settings.model_options.get(name, {})
+            return MODELS[name](pixels, settings.k, settings.hidden, **options)
+
+        taken = self.unfinished.take(title)
+        if taken is not None:
+            values, state = taken
+            with torch.random.fork_rng(devices=[]):  # its weights are replaced at once
+                model = build()
+            model.load_state_dict(state)
+            self.log(f"{title}: done before")
+            frozen = model.to(self.device).eval().requires_grad_(False)
+            return Trained(frozen, values["history"], values["seconds"])
         with (
-            self._phase(f"seed {seed}: training the {name}, {epochs} epochs") as note,
+            self._phase(title) as note,
             # None: a bar on a terminal only.
             tqdm(total=epochs, desc=name, unit="epoch", disable=None, leave=False) as bar,
         ):
@@ -264,9 +326,7 @@ class Run:
                 bar.update()
 
             trained = train_autoencoder(
-                lambda: MODELS[name](
-                    pixels, settings.k, settings.hidden, **settings.model_options.get(name, {})
-                ),
+                build,
                 self.data.train_images,
                 epochs=epochs,
                 seed=seed,
@@ -276,6 +336,8 @@ class Run:
                 on_epoch=on_epoch,
             )
             note(f"loss {next(iter(trained.history.values()))[-1]:.1f}")
+        values = {"history": trained.history, "seconds": trained.seconds}
+        self.unfinished.keep(title, trained.seconds, values, trained.model.state_dict())
         return trained
 
     def _from_prior(self, model: Autoencoder, seed: int, measured: dict[str, float]) -> Tensor:

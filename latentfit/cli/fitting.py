@@ -91,6 +91,12 @@ Examples:
 @click.option("--device", help="Where to fit: cpu, cuda, ... Default: the library's choice.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the split and the fit.")
 @click.option("--max-seconds", type=float, help="Stop fitting after this time.")
+@click.option(
+    "--checkpoint",
+    metavar="FOLDER",
+    help="Keep what is done of the fit there, every minute: the same command goes on from it. Removed when "
+    "the sampler is written.",
+)
 @click.option("--progress/--quiet", default=None, help="Default: a bar if stderr is a terminal.")
 def fit(
     latents: str | None,
@@ -101,6 +107,7 @@ def fit(
     settings: tuple[str, ...],
     condition: str | None,
     out: str,
+    checkpoint: str | None,
     progress: bool | None,
     **arguments: Any,
 ) -> None:
@@ -116,6 +123,7 @@ def fit(
 
     from latentfit import fit_latent_sampler
     from latentfit.arrays import check_folder, read_array
+    from latentfit.checkpoint import remove_checkpoints
     from latentfit.errors import DataError
     from latentfit.options import parse_option_strings
 
@@ -136,11 +144,14 @@ def fit(
         output=int(choice) if choice and choice.lstrip("-").isdecimal() else choice,
         progress=progress,
         accelerator=accelerator,
+        checkpoint=checkpoint,
         **arguments,
         **options,
     )
     if accelerator is None or accelerator.is_main_process:
         sampler.save(out)
+        if checkpoint is not None:
+            remove_checkpoints(checkpoint)
         if progress is not False:
             click.echo(f"{out}: {sampler!r}")
     if accelerator is not None:
@@ -217,9 +228,10 @@ Examples:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, and nothing else, on stdout.")
 def info(file: str, as_json: bool) -> None:
     """Tell how a saved sampler was fitted."""
+    from latentfit.loading import check_header
     from latentfit.persistence import read_tensors
 
-    facts = read_tensors(file)[1]["info"]  # without the plugin, which may not be installed here
+    facts, _ = check_header(read_tensors(file)[1], file)  # the plugin may not be installed here
     if as_json:
         click.echo(json.dumps(facts, indent=2))
     else:

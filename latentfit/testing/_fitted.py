@@ -30,8 +30,8 @@ class _BriefRun(Run):
 
     most: int | None = _BRIEF_STEPS
 
-    def steps(self, total: int) -> Iterator[tuple[int, float]]:
-        return super().steps(total if self.most is None else min(total, self.most))
+    def steps(self, total: int, start: int = 0) -> Iterator[tuple[int, float]]:
+        return super().steps(total if self.most is None else min(total, self.most), start)
 
 
 @dataclass

@@ -116,6 +116,13 @@ def test_the_bars_are_computed_from_medians() -> None:
     assert found["best_density_over_floor"] == pytest.approx(1)
 
 
+def test_results_have_bars_from_the_first_row_on() -> None:
+    for n in range(len(ROWS) + 1):
+        peers.bars(dict(list(ROWS.items())[:n]))
+    for name, of in ROWS.items():
+        peers.bars({name: of})
+
+
 def test_results_become_a_table_and_a_figure(tmp_path: Path) -> None:
     results = {
         "rows": ROWS,

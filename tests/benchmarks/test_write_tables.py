@@ -1,18 +1,31 @@
-"""The README's table is that of the published results."""
+"""The tables of the documents are those of the published results."""
 
-import importlib.util
 from pathlib import Path
 
+import pytest
 
-def test_the_readmes_table_is_not_stale(root: Path) -> None:
-    spec = importlib.util.spec_from_file_location(
-        "readme_results", root / "benchmarks" / "readme_results.py"
-    )
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+import write_tables
 
-    readme = (root / "README.md").read_text()
 
-    assert module.with_results(readme) == readme
+@pytest.mark.parametrize("path", write_tables.TABLES, ids=lambda path: path.name)
+def test_a_documents_table_is_not_stale(path: Path) -> None:
+    document = path.read_text()
+    assert write_tables.between_marks(document, write_tables.TABLES[path]()) == document
+
+
+def test_marks_are_needed() -> None:
+    with pytest.raises(ValueError, match="end of results"):
+        write_tables.between_marks("no marks", "a table")
+
+
+@pytest.mark.parametrize(
+    "value, sign, ending",
+    [
+        (1.1, 1, "1.1 | met |"),
+        (1.2, 1, "1.2 | missed |"),
+        (1.0, -1, "1 | missed |"),
+        (None, 1, "missed |"),
+    ],
+)
+def test_a_bar_is_met_or_missed(value: float | None, sign: int, ending: str) -> None:
+    assert write_tables._line("x", 1.1, value, sign).strip().endswith(ending)

@@ -1,0 +1,171 @@
+"""A sampler as a folder with a model card, on disk or on the Hugging Face hub."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from latentfit.errors import FileFormatError, OptionError
+from latentfit.loading import load_sampler
+from latentfit.persistence import atomic_path
+from latentfit.sampler import LatentSampler
+
+__all__ = ["CARD", "FILE", "from_pretrained", "model_card", "push_to_hub", "save_pretrained"]
+
+FILE, CARD = "sampler.safetensors", "README.md"
+
+
+def save_pretrained(sampler: LatentSampler, directory: str | os.PathLike[str], **card: Any) -> Path:
+    """Write a sampler and its model card to a folder; see :meth:`LatentSampler.save_pretrained`."""
+    text = model_card(sampler, **card)
+    folder = Path(directory)
+    folder.mkdir(parents=True, exist_ok=True)
+    sampler.save(folder / FILE)
+    if card or not (folder / CARD).exists():  # what somebody has written stays
+        with atomic_path(folder / CARD) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    return folder
+
+
+def from_pretrained(
+    source: str | os.PathLike[str],
+    *,
+    revision: str | None,
+    token: str | bool | None,
+    cache_dir: str | os.PathLike[str] | None,
+    local_files_only: bool,
+    **loading: Any,
+) -> LatentSampler:
+    """Load from a folder or a repository; see :meth:`LatentSampler.from_pretrained`."""
+    folder = Path(source)
+    if folder.is_dir():
+        if not (folder / FILE).is_file():
+            raise FileFormatError(
+                f"Expected a folder with {FILE!r}, as save_pretrained writes it; {str(source)!r} has none."
+            )
+        return load_sampler(folder / FILE, **loading)
+    name = str(source)
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or isinstance(source, os.PathLike):
+        raise FileNotFoundError(
+            f"Expected a folder, or a repository's name as 'user/name'; got {name!r}, which is neither."
+        )
+    path = _hub().hf_hub_download(
+        name,
+        FILE,
+        revision=revision,
+        token=token,
+        cache_dir=cache_dir,
+        local_files_only=local_files_only,
+    )
+    return load_sampler(path, **loading)
+
+
+def push_to_hub(
+    sampler: LatentSampler,
+    repo_id: str,
+    *,
+    private: bool | None,
+    token: str | bool | None,
+    revision: str | None,
+    commit_message: str,
+    **card: Any,
+) -> str:
+    """Upload to the hub; see :meth:`LatentSampler.push_to_hub`."""
+    import tempfile
+
+    hub = _hub()
+    text = model_card(sampler, **card)  # what is wrong with it is told before anything is sent
+    api = hub.HfApi(token=token)
+    made = api.create_repo(repo_id, private=private, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        sampler.save(Path(folder) / FILE)
+        if card or not api.file_exists(made.repo_id, CARD, revision=revision):
+            Path(folder, CARD).write_text(text, encoding="utf-8")
+        commit = api.upload_folder(
+            repo_id=made.repo_id,
+            folder_path=folder,
+            revision=revision,
+            commit_message=commit_message,
+        )
+    return str(commit.commit_url)
+
+
+def model_card(
+    sampler: LatentSampler,
+    *,
+    encoder: str | None = None,
+    dataset: str | None = None,
+    license: str | None = None,
+    metrics: Mapping[str, float] | None = None,
+) -> str:
+    """Write a model card in Markdown: encoder, data, metrics, licence, and how to use it.
+
+    Raises:
+        OptionError: An argument that does not fit.
+    """
+    texts: dict[str, Any] = {"encoder": encoder, "dataset": dataset, "license": license}
+    for name, value in texts.items():
+        if value is not None and not (isinstance(value, str) and value.strip()):
+            raise OptionError(f"Expected {name} as a text or None; got {value!r}.")
+    given: Any = metrics if metrics is not None else {}
+    if not isinstance(given, Mapping):
+        raise OptionError(f"Expected metrics as a dict of numbers by name; got {metrics!r}.")
+    for name, value in given.items():
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not isinstance(name, str) or not is_number or not math.isfinite(value):
+            raise OptionError(
+                f"Expected metrics as finite numbers by name; got {name!r}: {value!r}."
+            )
+    info = sampler.info
+    described = info.get("encoder") or {}
+    front = {"library_name": "latentfit", "tags": ["latentfit", "latent-sampler", sampler.method]}
+    front |= {"license": license} if license else {}
+    front |= (
+        {"datasets": [dataset]} if dataset and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", dataset) else {}
+    )
+    facts = {
+        "encoder": encoder or described.get("class") or "not told",
+        "data": f"{dataset or 'not told'}; {info['n']:,} latents, {info['n_validation']:,} held out",
+        "latents": f"{'x'.join(map(str, sampler.shape))}, {info['dtype']}",
+        "method": sampler.method,
+        "options": json.dumps(info["options"]),
+        "transform": info["transform"],
+        "condition": (info.get("condition") or {}).get("kind", "none"),
+        "versions": ", ".join(f"{name} {version}" for name, version in info["versions"].items()),
+        "licence": license or "not told",
+    }
+    yaml = "".join(f"{name}: {json.dumps(value)}\n" for name, value in front.items())
+    parts = [f"---\n{yaml}---\n\n# A sampler of latents\n\n"]
+    parts.append("| | |\n| --- | --- |\n")
+    parts += [f"| {name} | {_cell(str(value))} |\n" for name, value in facts.items()]
+    if metrics:
+        parts.append("\n## Metrics\n\n| metric | value |\n| --- | ---: |\n")
+        parts += [f"| {_cell(name)} | {value:.6g} |\n" for name, value in metrics.items()]
+    condition = ", condition=..." if info.get("condition") else ""
+    parts.append(
+        "\n## Use\n\n```py\nfrom latentfit import LatentSampler\n\n"
+        "sampler = LatentSampler.from_pretrained(FOLDER_OR_REPOSITORY, decoder=YOUR_DECODER)\n"
+        f"z = sampler.sample(64{condition})\nimages = sampler.generate(64{condition})\n```\n"
+    )
+    return "".join(parts)
+
+
+def _cell(text: str) -> str:
+    """Put a text that may be anything into a cell of a Markdown table, as the text that it is."""
+    line = " ".join(text.split())
+    return re.sub(r"([\\`*_{}\[\]<>|~$&#!])", r"\\\1", line)
+
+
+def _hub() -> Any:
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise ImportError(
+            "The Hugging Face hub needs huggingface_hub: pip install 'latentfit[hub]'."
+        ) from error
+    return huggingface_hub

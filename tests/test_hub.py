@@ -1,0 +1,155 @@
+"""Samplers as folders and repositories with a model card."""
+
+import inspect
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from latentfit import LatentSampler, fit_latent_sampler
+from latentfit.errors import FileFormatError, OptionError
+
+huggingface_hub = pytest.importorskip("huggingface_hub")
+
+CARD = {
+    "encoder": "stabilityai/sd-vae-ft-mse",
+    "dataset": "ylecun/mnist",
+    "license": "apache-2.0",
+    "metrics": {"FCD": 1.25, "NLL, nats": -3.0},
+}
+
+
+@pytest.fixture(scope="module")
+def sampler() -> LatentSampler:
+    generator = torch.Generator().manual_seed(0)
+    return fit_latent_sampler(None, torch.randn(200, 2, 2, 2, generator=generator), method="gmm")
+
+
+def front(card: str) -> Any:
+    """The YAML at the top, by a YAML parser."""
+    return yaml.safe_load(card.split("---\n")[1])
+
+
+def test_a_folder_has_the_sampler_and_its_card(sampler: LatentSampler, tmp_path: Path) -> None:
+    folder = sampler.save_pretrained(tmp_path / "new" / "folder", **CARD)
+    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "sampler.safetensors"]
+    loaded = LatentSampler.from_pretrained(folder, decoder=torch.nn.Flatten())
+    assert torch.equal(loaded.sample(5, seed=0), sampler.sample(5, seed=0))
+    assert loaded.generate(5).shape == (5, 8)
+    card = (folder / "README.md").read_text()
+    told = front(card)
+    assert told["library_name"] == "latentfit"
+    assert told["license"] == "apache-2.0"
+    assert told["datasets"] == ["ylecun/mnist"]
+    for text in ("stabilityai/sd-vae-ft-mse", "2x2x2", "180 latents", "| FCD | 1.25 |", "| -3 |"):
+        assert text in card
+
+
+def test_a_card_that_is_there_stays_unless_there_is_something_to_tell(
+    sampler: LatentSampler, tmp_path: Path
+) -> None:
+    (tmp_path / "README.md").write_text("mine")
+    sampler.save_pretrained(tmp_path)
+    assert (tmp_path / "README.md").read_text() == "mine"
+    sampler.save_pretrained(tmp_path, license="mit")
+    assert "mit" in (tmp_path / "README.md").read_text()
+
+
+def test_names_are_no_markup_in_a_card(sampler: LatentSampler, tmp_path: Path) -> None:
+    hostile = "x | <script>alert(1)</script>\n---\n# [a](javascript:b) `c`"
+    sampler.save_pretrained(tmp_path, encoder=hostile, license=hostile, metrics={hostile: 1.0})
+    card = (tmp_path / "README.md").read_text()
+    assert front(card)["license"] == hostile
+    _, _, body = card.split("---\n", 2)
+    assert "<script" not in body.replace("\\<", "")
+    lines = [line for line in body.splitlines() if "script" in line]
+    assert len(lines) == 3
+    assert all(line.replace("\\|", "").count("|") == 3 for line in lines)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"encoder": 3},
+        {"license": " "},
+        {"metrics": [1]},
+        {"metrics": {"FCD": float("nan")}},
+        {"metrics": {"FCD": True}},
+        {"metrics": {3: 1.0}},
+        {"data": "MNIST"},
+    ],
+    ids=str,
+)
+def test_what_a_card_cannot_tell_is_refused_before_anything_is_written(
+    wrong: dict[str, Any], sampler: LatentSampler, tmp_path: Path
+) -> None:
+    with pytest.raises(OptionError, match=f"Expected .*{next(iter(wrong))}"):
+        sampler.save_pretrained(tmp_path / "folder", **wrong)
+    assert not (tmp_path / "folder").exists()
+
+
+def test_other_folders_and_names_are_told(sampler: LatentSampler, tmp_path: Path) -> None:
+    with pytest.raises(FileFormatError, match=r"sampler\.safetensors"):
+        LatentSampler.from_pretrained(tmp_path)
+    for name in (tmp_path / "absent", "no-repository", "../up/../there", "a/b/c", ""):
+        with pytest.raises((FileNotFoundError, FileFormatError)):
+            LatentSampler.from_pretrained(name)
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A hub in a folder: the calls that latentfit makes, with the signatures of huggingface_hub's own."""
+    root = tmp_path / "hub"
+
+    class Api:
+        def __init__(self, *, token: Any = None) -> None: ...
+
+        def create_repo(self, repo_id: str, *, private: Any, exist_ok: bool) -> Any:
+            (root / repo_id).mkdir(parents=True, exist_ok=exist_ok)
+            return SimpleNamespace(repo_id=repo_id)
+
+        def file_exists(self, repo_id: str, filename: str, *, revision: Any) -> bool:
+            return (root / repo_id / filename).exists()
+
+        def upload_folder(
+            self, *, repo_id: str, folder_path: Any, revision: Any, commit_message: str
+        ) -> Any:
+            shutil.copytree(folder_path, root / repo_id, dirs_exist_ok=True)
+            return SimpleNamespace(commit_url=f"hub:{repo_id}")
+
+    def download(repo_id: str, filename: str, **_: Any) -> str:
+        return str(root / repo_id / filename)
+
+    for name in ("create_repo", "file_exists", "upload_folder"):
+        real = inspect.signature(getattr(huggingface_hub.HfApi, name)).parameters
+        assert inspect.signature(getattr(Api, name)).parameters.keys() <= real.keys()
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    return root
+
+
+def test_a_sampler_goes_to_the_hub_and_comes_back(sampler: LatentSampler, hub: Path) -> None:
+    assert sampler.push_to_hub("somebody/digits", license="mit") == "hub:somebody/digits"
+    assert front((hub / "somebody/digits/README.md").read_text())["license"] == "mit"
+    (hub / "somebody/digits/README.md").write_text("edited there")
+    sampler.push_to_hub("somebody/digits")
+    assert (hub / "somebody/digits/README.md").read_text() == "edited there"
+    loaded = LatentSampler.from_pretrained("somebody/digits")
+    assert torch.equal(loaded.sample(5, seed=0), sampler.sample(5, seed=0))
+
+
+def test_without_huggingface_hub_folders_work(
+    sampler: LatentSampler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    sampler.save_pretrained(tmp_path)
+    LatentSampler.from_pretrained(tmp_path)
+    for call in (lambda: LatentSampler.from_pretrained("a/b"), lambda: sampler.push_to_hub("a/b")):
+        with pytest.raises(ImportError, match=r"pip install 'latentfit\[hub\]'"):
+            call()
