@@ -71,7 +71,7 @@ def train_adversarially(
         DivergenceError: The losses or the samples are no longer finite; the generator has the last averaged
             weights that were.
     """
-    phase = run.phase()
+    phase = run.phase("adversarial training")
     if phase.is_over:
         phase.restore(lambda state, _: load_module(generator, state["generator"]))
         generator.eval()
@@ -153,7 +153,7 @@ def train_adversarially(
         evaluate()
     watch.average.swap()
     generator.eval()
-    phase.end(lambda: {"generator": generator.state_dict()})
+    phase.end(lambda: {"generator": generator.state_dict()}, together=True)
 
 
 class _Watch:

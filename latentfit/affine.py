@@ -17,6 +17,7 @@ from latentfit.transforms import Transform
 __all__ = ["Identity", "Standardize", "by_piece", "check_state", "is_image", "narrowed", "rounding"]
 
 
+_SMALLEST = 1e-2  # mixtures widen their components to 1e-3
 _LARGEST = 1e12  # its square, summed over rows, is far inside float32
 _PIECE = 2**22  # values that are mapped together: 32 MB of float64
 
@@ -33,13 +34,19 @@ class Identity(Transform):
         """Remember the shape.
 
         Raises:
-            DataError: Values whose squares leave float32's range.
+            DataError: Values whose squares leave float32's range, or that hardly vary.
         """
         largest = float(torch.maximum(moments.low.abs(), moments.high.abs()).max())
         if largest > _LARGEST:
             raise DataError(
                 f"Expected latents up to {_LARGEST:g} for transform='none'; got {largest:.3g}. Use "
                 "transform='auto'."
+            )
+        deviation = float(moments.variance.max().sqrt())
+        if deviation < _SMALLEST:
+            raise DataError(
+                f"Expected latents that deviate by {_SMALLEST:g} or more for transform='none', as methods "
+                f"take less than 0.001 for nothing; got {deviation:.3g}. Use transform='auto'."
             )
         return self.load_state({}, moments.shape)
 

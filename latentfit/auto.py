@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from latentfit.affine import Standardize
+from latentfit.checkpoint import DamagedCheckpoint, ForeignCheckpoint
 from latentfit.condition import fit_condition, kind_of
 from latentfit.errors import DataError, OptionError
 from latentfit.fitting import Plan, fit_class, fitted_transform
@@ -138,7 +139,6 @@ def fit_best(
         fitted_transform(next(iter(classes.values())), latents, plan)
     contest = _Contest(latents, labels, left_out, plan, _Judge(judged, known, plan.seed))
     budget = BUDGET if plan.max_seconds is None else plan.max_seconds
-    began = time.monotonic()
     share = budget if len(classes) == 1 else _SHARED * budget / len(classes)
     ranking = [contest.fit(name, cls, share) for name, cls in classes.items()]
     rank = partial(_rank, metric=metric)
@@ -152,7 +152,7 @@ def fit_best(
     unfinished = [row for row in ranking if row.get("stopped") and "error" not in row]
     if unfinished:
         early = _most_promising(unfinished, list(classes), noise)
-        left = budget - (time.monotonic() - began) - contest.judging[early["method"]]
+        left = budget - contest.spent() - contest.judging[early["method"]]
         left = plan.workers.first(left)
         if left > share:
             ranking = contest.refit(early, classes[early["method"]], left, ranking, rank, noise)
@@ -168,6 +168,7 @@ class _Contest:
     Attributes:
         fitted: The sampler of each method that succeeded.
         judging: The seconds that it took to judge it.
+        lost: The seconds of fits that failed.
     """
 
     latents: Tensor | LatentStore
@@ -177,13 +178,14 @@ class _Contest:
     judge: _Judge
     fitted: dict[str, LatentSampler] = field(default_factory=dict)
     judging: dict[str, float] = field(default_factory=dict)
+    lost: float = 0.0
 
     def fit(
         self, name: str, cls: type[Sampler], seconds: float, checkpoint: str = ""
     ) -> dict[str, Any]:
         """Fit one method in so many seconds, and give what was measured of it, or its error."""
         row: dict[str, Any] = {"method": name}
-        began = time.monotonic()
+        started = time.monotonic()
         try:
             sampler = fit_class(
                 cls,
@@ -195,15 +197,24 @@ class _Contest:
                 distribution=sampler_distribution(name),
                 name=checkpoint,
             )
+            began = time.monotonic()
             row |= self.judge.measure(sampler)
+            self.judging[name] = time.monotonic() - began
             self.fitted[name] = sampler
-            self.judging[name] = time.monotonic() - began - row["fit_seconds"]
             row["stopped"] = "stopped_by" in sampler.info["fit"]
+        except (DamagedCheckpoint, ForeignCheckpoint):
+            raise
         except Exception as error:  # whatever goes wrong in a candidate is its own fault
             row["error"] = f"{type(error).__name__}: {error}"
+            self.lost += time.monotonic() - started
         if self.plan.workers.any("error" in row):  # of one process is of all: they go on together
             row.setdefault("error", "it failed in another process")
         return row
+
+    def spent(self) -> float:
+        """Tell the seconds of all fits so far, also of those before an end, and of their judging."""
+        fits = sum(float(sampler.info["seconds"]) for sampler in self.fitted.values())
+        return fits + sum(self.judging.values()) + self.lost
 
     def refit(
         self,

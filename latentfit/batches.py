@@ -10,7 +10,14 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, Dataset, SequentialSampler
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    SequentialSampler,
+    default_collate,
+)
 
 from latentfit.condition import as_labels
 from latentfit.errors import DataError, OptionError
@@ -55,7 +62,7 @@ class Batches:
         self.total: int | None = None
         self.size = batch_size
         self._at: Callable[[int], Any] | None = None
-        self._are_listed = isinstance(dataset, list | tuple)
+        self._looks_single = isinstance(dataset, list | tuple)
         if isinstance(dataset, Mapping):
             dataset = _Columns(dataset)
         elif not isinstance(dataset, Tensor | Dataset) and hasattr(dataset, "__array__"):
@@ -70,7 +77,7 @@ class Batches:
             self._at = lambda i: rows[i * batch_size : (i + 1) * batch_size]
             return
         if isinstance(dataset, Dataset) or hasattr(dataset, "__getitems__"):
-            dataset = DataLoader(dataset, batch_size=batch_size)
+            dataset = DataLoader(dataset, batch_size=batch_size, collate_fn=_collate)
         if not isinstance(dataset, Iterable) or isinstance(dataset, str | bytes):
             path = isinstance(dataset, str | bytes | os.PathLike)
             remedy = (
@@ -80,10 +87,19 @@ class Batches:
                 f"Expected dataset as {_DATASETS}; got {type(dataset).__name__}.{remedy}"
             )
         self._items: Any = dataset
-        if isinstance(dataset, DataLoader) and dataset.batch_size:
+        if not isinstance(dataset, DataLoader):
+            self._looks_single = True  # whose items may be; they are looked at
+        elif dataset.batch_size:
             self.size = dataset.batch_size
+        elif dataset.batch_sampler is None:
+            self._looks_single = True
+            if not isinstance(dataset.dataset, IterableDataset):
+                raise DataError(
+                    "Expected a DataLoader that makes batches; got one with batch_size=None, whose items are "
+                    "single samples. Pass batch_size=512."
+                )
         try:
-            self.total = len(dataset)
+            self.total = len(cast(Any, dataset))
         except TypeError:
             self.total = None
 
@@ -134,8 +150,13 @@ class Batches:
                 item = next(iterator)
             except StopIteration:
                 return
+            except _UnlikeItems as error:
+                raise DataError(
+                    f"Expected items of one kind and shape; item {index * self.size + error.place} of the "
+                    f"dataset {error.told}. Leave it out, or bring it into the others' form."
+                ) from error
             if wanted(index):
-                if self._are_listed:
+                if self._looks_single:
                     _check_is_batch(item)
                 yield index, item
 
@@ -168,6 +189,36 @@ class _Columns:
         if self.labels is None:
             return batch
         return batch | {"y": self.labels[rows] if self._cut else self.labels}
+
+
+class _UnlikeItems(Exception):
+    """Items that make no batch; ``place`` is that of the first odd one, ``told`` what is odd about it."""
+
+    def __init__(self, place: int, told: str) -> None:
+        super().__init__(place, told)
+        self.place, self.told = place, told
+
+
+def _collate(items: list[Any]) -> Any:
+    """Make a batch as torch does by default, and tell which item is unlike the first if that fails."""
+    try:
+        return default_collate(items)
+    except (TypeError, RuntimeError):
+        forms = [_form(item) for item in items]
+        odd = next((i for i, form in enumerate(forms) if form != forms[0]), None)
+        if odd is None:
+            raise
+        raise _UnlikeItems(odd, f"is {forms[odd]}, where the batch's first is {forms[0]}") from None
+
+
+def _form(item: Any) -> str:
+    """Tell an item's kind and shape."""
+    if isinstance(item, tuple | list):
+        return f"({', '.join(map(_form, item[:4]))}{', ...' if len(item) > 4 else ''})"
+    if isinstance(item, Mapping):
+        return "{" + ", ".join(f"{key}: {_form(value)}" for key, value in item.items()) + "}"
+    shape = getattr(item, "shape", None)
+    return type(item).__name__ + ("" if shape is None else f" of shape {tuple(shape)}")
 
 
 def _is_sequential(items: Any) -> bool:
@@ -244,13 +295,13 @@ def labels_of(item: Any, n: int) -> Tensor:
 
 
 def _check_is_batch(item: Any) -> None:
-    """Refuse an item of a list that is one sample by all appearances; as a batch it would be misread."""
+    """Refuse an item that is one sample by all appearances; as a batch it would be misread."""
     batch = input_of(item)
     label = item[1] if isinstance(item, tuple | list) and len(item) == 2 else None
     labelled = isinstance(label, int | float) or getattr(label, "ndim", None) == 0
     if labelled or (batch.ndim == 1 and batch.is_floating_point()):
         raise DataError(
-            f"Expected a list of batches (n, ...); its items look like single samples of shape "
-            f"{tuple(batch.shape)}. Stack them with torch.stack, or pass "
-            "DataLoader(samples, batch_size=512)."
+            f"Expected batches (n, ...); the items look like single samples of shape {tuple(batch.shape)}. "
+            "Stack them with torch.stack, or pass DataLoader(samples, batch_size=512). (Batches of latents "
+            "of one number each are x[:, None].)"
         )

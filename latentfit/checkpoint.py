@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 __all__ = [
     "ENDING",
     "Checkpoint",
+    "DamagedCheckpoint",
+    "ForeignCheckpoint",
     "Phase",
     "State",
     "load_module",
@@ -43,6 +46,14 @@ _STEPS = 16  # of several processes, which have to agree, between two looks at t
 ENDING = ".checkpoint.safetensors"
 
 
+class ForeignCheckpoint(OptionError):
+    """It is another fit's."""
+
+
+class DamagedCheckpoint(FileFormatError):
+    """It is damaged, or no checkpoint at all."""
+
+
 class Checkpoint:
     """The checkpoint of one fit.
 
@@ -52,8 +63,8 @@ class Checkpoint:
         workers: The processes that share the fit. The first one reads and writes.
 
     Raises:
-        OptionError: The file is another fit's; it tells in what.
-        FileFormatError: The file is damaged, or no checkpoint.
+        ForeignCheckpoint: The file is another fit's; it tells in what.
+        DamagedCheckpoint: The file is damaged, or no checkpoint.
     """
 
     def __init__(self, path: Path, fit: dict[str, Any], workers: Workers = SOLO) -> None:
@@ -66,6 +77,8 @@ class Checkpoint:
         if workers.is_first:
             try:
                 found = self._read() if path.exists() else None
+                for litter in path.parent.glob(f".{path.name}.*.tmp"):  # of writes that were killed
+                    litter.unlink(missing_ok=True)
             except Exception as error:  # all processes have to learn of it
                 found = error
         found = workers.first(found)
@@ -76,14 +89,17 @@ class Checkpoint:
             self.present = found["present"] or None
 
     def _read(self) -> State:
-        tensors, header = read_tensors(self.path, CHECKPOINT)
+        try:
+            tensors, header = read_tensors(self.path, CHECKPOINT)
+        except FileFormatError as error:
+            raise DamagedCheckpoint(f"{error} Delete it to start anew.") from error
         fit = header.get("fit")
         if not isinstance(fit, dict):
             raise self.damaged(TypeError(f"a header with {fit!r} as fit"))
         for name in {**self.fit, **fit}:
             expected, got = self.fit.get(name), fit.get(name)
             if expected != got:
-                raise OptionError(
+                raise ForeignCheckpoint(
                     f"Expected a checkpoint of this fit; {str(self.path)!r} is of one with another {name}: "
                     f"{got!r}, here {expected!r}. Delete it, or name another folder."
                 )
@@ -95,27 +111,40 @@ class Checkpoint:
             raise self.damaged(error) from error
         return state
 
-    def damaged(self, error: Exception) -> FileFormatError:
+    def damaged(self, error: Exception) -> DamagedCheckpoint:
         """Make the error of a file that does not have what the fit needs."""
-        return FileFormatError(
+        return DamagedCheckpoint(
             f"{self.path}: expected the state of this fit; {type(error).__name__}: {error}. Delete it to "
             "start anew."
         )
 
     def is_due(self) -> bool:
-        """Tell whether it is time to write; the same to all processes."""
+        """Tell whether it is time to write; the same to all processes, which ask together."""
         self.calls += 1
         if self.workers.count > 1 and self.calls % _STEPS:
             return False
-        return bool(self.workers.first(time.monotonic() - self.written >= SECONDS))
+        return bool(self.workers.first(self.is_old()))
+
+    def is_old(self) -> bool:
+        """Tell whether it is time to write."""
+        return time.monotonic() - self.written >= SECONDS
 
     def write(self) -> None:
-        """Replace the file."""
-        if self.workers.is_first:
-            over = {str(i): state for i, state in enumerate(self.over)}
-            tensors, plain = flatten({"over": over, "present": self.present or {}})
-            write_tensors(self.path, tensors, {"kind": CHECKPOINT, "fit": self.fit, "state": plain})
+        """Replace the file; what can't be written is told, and tried again the next time."""
         self.written = time.monotonic()
+        if not self.workers.is_first:
+            return
+        over = {str(i): state for i, state in enumerate(self.over)}
+        tensors, plain = flatten({"over": over, "present": self.present or {}})
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            write_tensors(self.path, tensors, {"kind": CHECKPOINT, "fit": self.fit, "state": plain})
+        except OSError as error:
+            warnings.warn(
+                f"The checkpoint {str(self.path)!r} can't be written: {error}. The fit goes on.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
 
 
 class Phase:
@@ -124,6 +153,8 @@ class Phase:
     Args:
         run: The fit's.
         number: Which part it is, from 0.
+        name: What is done in it. What the checkpoint has of other parts in its place, as a clock may have
+            decided for others, is dropped.
 
     Attributes:
         state: What it had come to when it was last written; None at its first beginning. The run is where it
@@ -131,14 +162,18 @@ class Phase:
         is_over: Whether that was its end.
     """
 
-    def __init__(self, run: Run, number: int) -> None:
-        self._run, self._checkpoint = run, run.checkpoint
+    def __init__(self, run: Run, number: int, name: str) -> None:
+        self._run, self._checkpoint, self._name = run, run.checkpoint, name
         self.state: State | None = None
         self.is_over = False
         if self._checkpoint is not None:
-            self.is_over = number < len(self._checkpoint.over)
             over = self._checkpoint.over
+            self.is_over = number < len(over)
             self.state = over[number] if self.is_over else self._checkpoint.present
+            if self.state is not None and self.state.get("name") != name:
+                del over[number:]
+                self._checkpoint.present = self.state = None
+                self.is_over = False
 
     def restore(self, load: Callable[[State, State], None]) -> None:
         """Put back what was written, if anything was.
@@ -147,19 +182,23 @@ class Phase:
             load: Called with the state and with this process's own part of it.
 
         Raises:
-            FileFormatError: It does not fit.
+            DamagedCheckpoint: It does not fit.
         """
         if self._checkpoint is None or self.state is None:
             return
         try:
-            own = self.state["own"][str(self._run.workers.rank)]
-            load(self.state["state"], own)
-            self._run.restore(self.state["run"], own["run"])
+            kept = on_device(self.state, self._run.generator.device)
+            everyone = kept["own"]
+            own = everyone[str(self._run.workers.rank)] if len(everyone) > 1 else everyone["0"]
+            load(kept["state"], own)
+            self._run.restore(kept["run"], own["run"])
+        except torch.OutOfMemoryError:
+            raise
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise self._checkpoint.damaged(error) from error
 
     def offer(self, state: Callable[[], tuple[State, State]]) -> None:
-        """Write, if it is time.
+        """Write, if it is time; all processes call it together.
 
         Args:
             state: Gives the state and this process's own part of it.
@@ -169,29 +208,34 @@ class Phase:
             checkpoint.present = self._now(*state())
             checkpoint.write()
 
-    def end(self, state: Callable[[], State], *, write: bool = True) -> None:
-        """Keep the result, for when a later phase is resumed; write, or leave that to the next time."""
+    def end(self, state: Callable[[], State], *, together: bool) -> None:
+        """Keep the result, for when a later part is resumed.
+
+        Args:
+            state: Gives it.
+            together: Whether all processes call this together, and have random states of their own; it is
+                written then. Else the first one's is everybody's, and written if it is time.
+        """
         checkpoint = self._checkpoint
         if checkpoint is None or self.is_over:
             return
-        checkpoint.over.append(self._now(state(), {}))
+        checkpoint.over.append(self._now(state(), {}, together=together))
         checkpoint.present = None
-        if write or checkpoint.is_due():
+        if together or checkpoint.is_old():
             checkpoint.write()
 
-    def _now(self, state: State, own: State) -> State:
+    def _now(self, state: State, own: State, *, together: bool = True) -> State:
         shared, mine = self._run.state()
-        all_own = self._run.workers.gather([own | {"run": mine}])
-        now: State = copied(
-            {"state": state, "run": shared, "own": {str(i): one for i, one in enumerate(all_own)}}
-        )
-        return now
+        own = copied(own | {"run": mine})
+        everyone = self._run.workers.gather([own]) if together else [own]
+        now: State = copied({"name": self._name, "state": state, "run": shared})
+        return now | {"own": {str(i): one for i, one in enumerate(everyone)}}
 
 
-def remove_checkpoints(folder: str | os.PathLike[str]) -> None:
-    """Remove the checkpoints of a folder, and the folder if it has nothing else."""
-    for path in Path(folder).glob(f"*{ENDING}"):
-        path.unlink(missing_ok=True)
+def remove_checkpoints(folder: str | os.PathLike[str], names: Iterable[str]) -> None:
+    """Remove the checkpoints of these names from a folder, and the folder if it has nothing else."""
+    for name in names:
+        Path(folder, f"{name}{ENDING}").unlink(missing_ok=True)
     with suppress(OSError):
         Path(folder).rmdir()
 
@@ -201,6 +245,15 @@ def copied(state: Any) -> Any:
     if isinstance(state, dict):
         return {name: copied(value) for name, value in state.items()}
     return state.detach().to("cpu", copy=True) if isinstance(state, Tensor) else state
+
+
+def on_device(state: Any, device: torch.device) -> Any:
+    """Copy a state to a device, but for random states, which belong on the CPU."""
+    if isinstance(state, dict):
+        return {name: on_device(value, device) for name, value in state.items()}
+    if not isinstance(state, Tensor):
+        return state
+    return state.clone() if state.dtype == torch.uint8 else state.to(device, copy=True)
 
 
 def flatten(state: State) -> tuple[dict[str, Tensor], State]:

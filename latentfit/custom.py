@@ -212,6 +212,14 @@ def _check_state(tried: _Trial, given: Transform, latents: Tensor, shape: tuple[
     loaded = copy.deepcopy(given)
     with told_of(loaded, "load_state"):
         loaded.load_state(saved, shape)
+    for name in ("dim", "layout", "constant"):
+        with told_of(loaded, name):
+            found, expected = getattr(loaded, name), getattr(tried.transform, name)
+        if found != expected:
+            raise OptionError(
+                f"Expected {tried.name}.load_state to restore {name}, {expected!r}; got {found!r}. Does the "
+                "state hold all that fit chose?"
+            )
     with told_of(loaded, "forward"), torch.no_grad():
         again = loaded.forward(latents.clone())
     room = 1e-3 * (1 + tried.rows.abs())  # a state may be rounded, or worked out anew

@@ -130,6 +130,10 @@ def fit_latent_sampler(
             **options,
         )
         max_seconds = workers.first(max_seconds)
+    if seed is None and checkpoint is not None:
+        raise OptionError(
+            "Expected a seed with checkpoint=, as the same call has to be the same fit; got seed=None."
+        )
     seed = workers.first(check_seed(seed))
     _check_arguments(validation, batch_size, progress, max_seconds)
     plugin_class = None if method == AUTO else load_sampler_class(method)
@@ -191,9 +195,9 @@ def fit_latent_sampler(
 
 def _check_arguments(validation: Any, batch_size: Any, progress: Any, max_seconds: Any) -> None:
     if not _is(validation, numbers.Real) or not 0 <= validation < 1:
-        raise OptionError(f"Expected validation as a fraction in [0, 1); got {validation!r}.")
+        raise OptionError(f"Expected validation as a fraction in [0, 1); got {validation!r:.80}.")
     if not _is(batch_size, numbers.Integral) or batch_size < 1:
-        raise OptionError(f"Expected batch_size as a whole number >= 1; got {batch_size!r}.")
+        raise OptionError(f"Expected batch_size as a whole number >= 1; got {batch_size!r:.80}.")
     if progress is not None and not isinstance(progress, bool):
         raise OptionError(f"Expected progress as True, False or None; got {progress!r}.")
     if max_seconds is not None and not (

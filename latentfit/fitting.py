@@ -104,7 +104,9 @@ def fit_class(
     transform, mapping = fitted_transform(cls, latents, plan)
     if mapping.dim == 0:
         raise DataError(
-            f"Expected latents that vary; all {len(latents)} are equal. Does the encoder ignore its input?"
+            f"Expected latents that vary; all {len(latents)} are equal, or as good as equal in "
+            f"{str(latents.dtype).removeprefix('torch.')}. Does the encoder ignore its input? If they do "
+            "vary, subtract their mean, or scale them up, in float64 before the fit."
         )
     condition = None if labels is None else fit_condition(labels)
     data = prepare(cls, latents, mapping, labels, condition, plan, left_out, method=method)
@@ -126,11 +128,16 @@ def fit_class(
             "seed": plan.seed,
             "batch_size": plan.batch_size,
             "processes": plan.workers.count,
+            "device": plan.device.type,
             "latents": list(data.rows.shape),
+            "versions": {
+                "latentfit": __version__,
+                "torch": version("torch"),
+                "plugin": distribution,
+            },
             "latents' SHA-256": plan.workers.first(
                 _digest(data) if plan.workers.is_first else None
             ),
-            "versions": {"latentfit": __version__, "plugin": distribution},
         }
         path = plan.checkpoint / f"{name or method}{ENDING}"
         checkpoint = Checkpoint(path, json.loads(json.dumps(fit)), plan.workers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -13,14 +14,17 @@ from latentfit.errors import FileFormatError
 
 __all__ = ["BoundedBuild"]
 
-_SIZED = {"empty", "zeros", "ones", "full", "rand", "randn", "eye", "new_empty", "new_zeros"}
+# Factories by where their shapes are, or the number of values, among the arguments.
+_SHAPE_FIRST = {"empty", "zeros", "ones", "full", "rand", "randn", "empty_strided", "randint"}
+_SHAPE_SECOND = {"new_empty", "new_zeros", "new_ones", "new_full", "repeat"}
+_NUMBERS = {"eye", "arange", "randperm", "linspace"}
 
 
 class BoundedBuild(TorchDispatchMode):
     """Stops a build that makes more, or larger, tensors than those that a file has for it.
 
-    A header of a few bytes can ask for a network that no memory holds. So what is to be allocated is looked
-    at before it is, and all that was made is added up.
+    A header of a few bytes can ask for a network that no memory holds. So what factories are asked for is
+    looked at before they make it, and all that was made, views apart, is added up.
 
     Args:
         values: The number of values in the file's tensors.
@@ -41,12 +45,10 @@ class BoundedBuild(TorchDispatchMode):
     ) -> Any:
         del types
         self._calls -= 1
-        name = func._schema.name.removeprefix("aten::")
-        if name in _SIZED:
-            self._take(_asked(name, args))
-            return func(*args, **(kwargs or {}))
+        asked = _asked(func._schema.name.removeprefix("aten::"), args)
+        self._take(asked)
         made = func(*args, **(kwargs or {}))
-        if not func._schema.is_mutable:
+        if not (asked or func.is_view or func._schema.is_mutable):
             self._take(sum(leaf.numel() for leaf in tree_leaves(made) if isinstance(leaf, Tensor)))
         return made
 
@@ -60,9 +62,16 @@ class BoundedBuild(TorchDispatchMode):
 
 
 def _asked(name: str, args: tuple[Any, ...]) -> int:
-    """The number of values that a factory is asked for."""
-    if name == "eye":
-        sizes = [size for size in args if isinstance(size, int)]
-        return sizes[0] * sizes[-1] if sizes else 0
-    shape = args[1] if name.startswith("new_") else args[0]
-    return int(torch.Size(shape).numel())
+    """The number of values that a factory is asked for; 0 of what is none."""
+    if name in _SHAPE_FIRST:
+        shapes = [arg for arg in args if isinstance(arg, list | tuple | torch.Size)]
+        return math.prod(shapes[0]) if shapes else 0
+    if name in _SHAPE_SECOND:
+        size = math.prod(args[1])
+        return int(size * args[0].numel()) if name == "repeat" else size
+    if name in _NUMBERS:
+        numbers = [abs(arg) for arg in args if isinstance(arg, int | float)]
+        if name == "eye":
+            return int(numbers[0] * numbers[-1])
+        return int(max(numbers, default=0))
+    return 0

@@ -26,7 +26,7 @@ def save_pretrained(sampler: LatentSampler, directory: str | os.PathLike[str], *
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
     sampler.save(folder / FILE)
-    if card or not (folder / CARD).exists():  # what somebody has written stays
+    if _told(card) or not (folder / CARD).exists():  # what somebody has written stays
         with atomic_path(folder / CARD) as temporary:
             temporary.write_text(text, encoding="utf-8")
     return folder
@@ -82,9 +82,11 @@ def push_to_hub(
     text = model_card(sampler, **card)  # what is wrong with it is told before anything is sent
     api = hub.HfApi(token=token)
     made = api.create_repo(repo_id, private=private, exist_ok=True)
+    if revision is not None:
+        api.create_branch(made.repo_id, branch=revision, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         sampler.save(Path(folder) / FILE)
-        if card or not api.file_exists(made.repo_id, CARD, revision=revision):
+        if _told(card) or not api.file_exists(made.repo_id, CARD, revision=revision):
             Path(folder, CARD).write_text(text, encoding="utf-8")
         commit = api.upload_folder(
             repo_id=made.repo_id,
@@ -153,6 +155,10 @@ def model_card(
         f"z = sampler.sample(64{condition})\nimages = sampler.generate(64{condition})\n```\n"
     )
     return "".join(parts)
+
+
+def _told(card: Mapping[str, Any]) -> bool:
+    return any(value is not None for value in card.values())
 
 
 def _cell(text: str) -> str:

@@ -41,6 +41,7 @@ _INFO: dict[str, tuple[type, ...]] = {  # what users of a sampler rely on
     "fit": (dict,),
     "versions": (dict,),
 }
+_MOST_DIMENSIONS = 64
 _OPTIONAL = ("transform_class", "condition", "encoder")
 
 
@@ -139,9 +140,13 @@ def check_header(
     try:
         info, history = header["info"], header["history"]
         shape, dim = info["shape"], info["dim"]
-        sizes = [*shape, dim, info["n"]]
+        if len(shape) > _MOST_DIMENSIONS:
+            raise ValueError(f"shape of {len(shape)} numbers")
+        sizes = [*shape, dim, info["n"], info["batch_size"]]
         if not all(type(size) is int and size > 0 for size in sizes) or math.prod(shape) != dim:
-            raise ValueError(f"shape {shape!r}, dim {dim!r}, n {info['n']!r}")
+            raise ValueError(
+                f"shape {shape!r}, dim {dim!r}, n {info['n']!r}, batch_size {info['batch_size']!r}"
+            )
         for name, kinds in _INFO.items():
             value = info.get(name) if name in _OPTIONAL else info[name]
             is_right = isinstance(value, kinds) and not isinstance(value, bool)
@@ -151,6 +156,8 @@ def check_header(
             raise ValueError(f"dtype {info['dtype']!r}, transform {info['transform']!r}")
         if info.get("condition") is not None and info["condition"]["kind"] not in CONDITIONS:
             raise ValueError(f"condition {info['condition']!r}")
+        if len({len(curve) for curve in history.values()}) > 1:
+            raise ValueError("curves of different lengths")
         for name, curve in history.items():
             if not all(type(value) in (int, float) for value in curve):
                 raise TypeError(f"curve {name!r}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -117,9 +118,13 @@ def c2st(
         DataError: Shapes that don't match, or fewer than eight rows.
         NonFiniteError: NaN or infinity.
     """
-    from sklearn.metrics import roc_auc_score
-    from sklearn.neighbors import KNeighborsClassifier
-    from sklearn.neural_network import MLPClassifier
+    state = random.getstate()
+    try:  # a library of theirs draws while it is imported
+        from sklearn.metrics import roc_auc_score
+        from sklearn.neighbors import KNeighborsClassifier
+        from sklearn.neural_network import MLPClassifier
+    finally:
+        random.setstate(state)
 
     a, b = _pair(x, y, least=8)
     generator = np.random.default_rng(seed)

@@ -45,7 +45,7 @@ class TensorBatches:
     ) -> None:
         self._parts, self._generator, self._pick = parts, generator, pick
         self._size = min(size, len(parts[0]))
-        self._at = len(parts[0])  # where in the permutation the next one starts
+        self._at = -1  # where in the permutation the next one starts; there is none yet
         self._began = generator.get_state()
         self._order = torch.empty(0)
 
@@ -53,7 +53,7 @@ class TensorBatches:
         return self
 
     def __next__(self) -> tuple[Tensor, ...]:
-        if self._at + self._size > len(self._parts[0]):
+        if self._at < 0 or self._at + self._size > len(self._parts[0]):
             self._began, self._at = self._generator.get_state(), 0
             self._order = self._permutation()
         index = self._pick(self._order[self._at : self._at + self._size])
@@ -68,7 +68,7 @@ class TensorBatches:
         """Go on from a state; the generator is where it was after its permutation was drawn."""
         self._began, self._at = state["began"], int(state["at"])
         self._generator.set_state(self._began)
-        if self._at < len(self._parts[0]):
+        if self._at >= 0:
             self._order = self._permutation()
 
     def _permutation(self) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -230,7 +231,7 @@ class GaussianMixture(nn.Module):
             run.workers.share(self)  # their clocks may have stopped them at other sizes
             return self.state_dict()
 
-        load_module(self, run.once(work))
+        run.once("mixture", work, partial(load_module, self))
 
     @torch.no_grad()
     def start(

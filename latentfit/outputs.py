@@ -23,6 +23,7 @@ _LATENTS = ("latent_dist", "latents", "latent", "embedding", "pooler_output", "l
 _IMAGES = ("sample", "reconstruction")
 # What the two halves of a Gaussian posterior are called, where they come by name.
 _MEANS = ("mean", "mu", "loc", "embedding")
+_MOST_NAMED = 8  # members or choices, in a message
 _LOG_VARIANCES = ("logvar", "log_var", "log_variance", "log_covariance")
 
 
@@ -129,7 +130,9 @@ def _remedy(role: str, usable: Mapping[Any, Any], within: str) -> str:
         return "Choose with output=lambda returned: ..., which gives the tensor."
     if not within and _gaussian(usable) is not None:
         choices += ["output='mean'", "output='sample'"]
-    return f"Choose with {' or '.join(dict.fromkeys(choices))}."
+    named = list(dict.fromkeys(choices))
+    more = " or ..." if len(named) > _MOST_NAMED else ""
+    return f"Choose with {' or '.join(named[:_MOST_NAMED])}{more}."
 
 
 def _of_posterior(output: Any, moment: str) -> Tensor | None:
@@ -260,7 +263,9 @@ def _tensor(value: Any) -> Tensor:
 
 
 def _listed(members: Mapping[Any, Any]) -> str:
-    return ", ".join(f"{key!r}: {_describe(value)}" for key, value in members.items()) or "empty"
+    listed = [f"{key!r}: {_describe(value)}" for key, value in members.items()]
+    more = ["..."] if len(listed) > _MOST_NAMED else []
+    return ", ".join(listed[:_MOST_NAMED] + more) or "empty"
 
 
 def _describe(value: Any) -> str:

@@ -122,6 +122,8 @@ class _Principal(Transform):
         d = shape_of_rotation[1] if len(shape_of_rotation) == 2 else 0
         shapes = {"mean": (dim,), "rotation": (dim, d), "scale": (self._scales(d),), "slack": (2,)}
         check_state(state, shapes)
+        if d > dim:
+            raise FileFormatError(f"Expected at most {dim} columns in transform.rotation; got {d}.")
         state = {name: tensor.double().cpu() for name, tensor in state.items()}
         rotation = state["rotation"]
         gram = rotation.T @ rotation  # (d, d); in place from here, as it may be large

@@ -13,7 +13,14 @@ import torch
 
 from latentfit.errors import OptionError
 
-__all__ = ["check_seed", "isolated_rng", "plugin_defaults", "reseed"]
+__all__ = [
+    "check_seed",
+    "global_states",
+    "isolated_rng",
+    "plugin_defaults",
+    "reseed",
+    "restore_global_states",
+]
 
 
 _ODD = 0x9E3779B97F4A7C15  # the golden ratio's digits, as in splitmix64
@@ -63,6 +70,32 @@ def reseed(seed: int, number: int, device: torch.device) -> None:
     if device.type == "cuda":
         with torch.cuda.device(device):
             torch.cuda.manual_seed(own)
+
+
+def global_states(device: torch.device) -> dict[str, Any]:
+    """Where the generators of torch, NumPy and random are, as tensors and JSON values by name."""
+    version, numbers, gauss = random.getstate()
+    numpys: Any = np.random.get_state()  # noqa: NPY002 - the global state is what libraries use
+    kind, keys, *rest = numpys
+    states: dict[str, Any] = {
+        "python": {"version": version, "numbers": torch.tensor(numbers), "gauss": gauss},
+        "numpy": {"kind": kind, "keys": torch.tensor(keys.tolist()), "rest": rest},
+        "torch": torch.get_rng_state(),
+    }
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def restore_global_states(states: dict[str, Any], device: torch.device) -> None:
+    """Put the generators where they were; to be used inside :func:`isolated_rng` only."""
+    python, numpys = states["python"], states["numpy"]
+    random.setstate((python["version"], tuple(python["numbers"].tolist()), python["gauss"]))
+    keys = np.array(numpys["keys"].tolist(), dtype=np.uint32)
+    np.random.set_state((numpys["kind"], keys, *numpys["rest"]))  # noqa: NPY002
+    torch.set_rng_state(states["torch"])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(states["cuda"], device)
 
 
 @contextmanager

@@ -29,6 +29,7 @@ from latentfit.transforms import Transform
 __all__ = ["DTYPES", "LatentSampler", "resolve_device"]
 
 _CHUNK = 8192  # rows that a plugin sees at once; bounds the memory of large draws
+_FAR = 1e15  # rows whose squares leave float32's range have no density that it could hold
 DTYPES = {str(t).removeprefix("torch."): t for t in (torch.float32, torch.float64, torch.float16)}
 DTYPES["bfloat16"] = torch.bfloat16
 
@@ -172,8 +173,11 @@ class LatentSampler:
         parts = []
         with plugin_defaults(self.device):
             for part, given in _chunks(latents.reshape(len(latents), self.dim), context):
-                rows = self._plugin.log_prob(self._transform.forward(part), *given)
-                parts.append(rows + self._transform.log_determinant(part))
+                rows = self._transform.forward(part)
+                far = ~(rows.detach().abs().amax(1) < _FAR)  # or no longer finite
+                near = torch.where(far[:, None], torch.zeros_like(rows), rows)
+                scores = self._plugin.log_prob(near, *given) + self._transform.log_determinant(part)
+                parts.append(scores.masked_fill(far, -torch.inf))
         return torch.cat(parts)
 
     def score_samples(self, z: Tensor | np.ndarray[Any, Any], *, condition: Any = None) -> Tensor:
@@ -367,6 +371,8 @@ class LatentSampler:
                 f"Expected latents of shape (n, {', '.join(map(str, self.shape))}); "
                 f"got {tuple(latents.shape)}."
             )
+        if latents.layout != torch.strided:
+            raise DataError(f"Expected dense latents; got {latents.layout}. Use z.to_dense().")
         if latents.is_complex():
             raise DataError(f"Expected real latents; got {latents.dtype}.")
         if not latents.is_floating_point():

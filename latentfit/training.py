@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ from latentfit.early_stopping import EVALUATION_ROWS, Best, Watched
 from latentfit.errors import DivergenceError
 from latentfit.minibatches import Batches, TensorBatches
 from latentfit.parallel import SOLO, Workers
+from latentfit.randomness import global_states, restore_global_states
 from latentfit.rows import Rows
 
 __all__ = ["ParameterAverage", "Run", "adam", "train"]
@@ -34,6 +35,8 @@ _MOST_EVALUATED = 2**14  # held-out rows: more would cost more than the training
 _MOST_SUBSET = 2**18  # rows
 _SUBSET_BYTES = 2**28
 _REMEDY = "lower learning_rate, check the latents for outliers, or choose another method"
+
+Result = TypeVar("Result")
 
 
 @dataclass
@@ -75,22 +78,28 @@ class Run:
     clock: Clock = field(default_factory=Clock)
     _phases: Iterator[int] = field(default_factory=itertools.count)
 
-    def phase(self) -> Phase:
+    def phase(self, name: str) -> Phase:
         """Begin a part of the fit: each has to be begun in every run of it, and in the same order."""
-        return Phase(self, next(self._phases))
+        return Phase(self, next(self._phases), name)
 
-    def once(self, work: Callable[[], State]) -> State:
+    def once(self, name: str, work: Callable[[], State], load: Callable[[State], Result]) -> Result:
         """Do a part of the fit, or take its result from the checkpoint.
 
         Args:
+            name: What is done.
             work: Does it and gives its result, nested dicts of tensors and JSON values.
+            load: Makes of the result what is wanted, and keeps none of its tensors.
+
+        Returns:
+            What ``load`` gives.
         """
-        phase, results = self.phase(), []
-        if phase.is_over:
-            phase.restore(lambda state, _: results.append(state))
-        else:
-            results.append(work())
-            phase.end(lambda: results[0], write=False)
+        phase = self.phase(name)
+        if not phase.is_over:
+            state = work()
+            phase.end(lambda: state, together=False)
+            return load(state)
+        results: list[Result] = []
+        phase.restore(lambda state, _: results.append(load(state)))
         return results[0]
 
     def state(self) -> tuple[State, State]:
@@ -103,13 +112,18 @@ class Run:
             "facts": {name: plain(value) for name, value in self.facts.items()},
             "seconds": self.seconds(),
         }
-        return now, {"generator": self.generator.get_state()}
+        own = {
+            "generator": self.generator.get_state(),
+            "global": global_states(self.generator.device),
+        }
+        return now, own
 
     def restore(self, state: State, own: State) -> None:
         """Go on from a state."""
         history = {name: curve.tolist() for name, curve in state["history"].items()}
         facts, seconds = dict(state["facts"]), float(state["seconds"])
         self.generator.set_state(own["generator"])
+        restore_global_states(own["global"], self.generator.device)
         for mine, given in ((self.history, history), (self.facts, facts)):
             mine.clear()
             mine.update(given)
@@ -209,7 +223,7 @@ class Run:
     def log(self, step: int, total: int, **values: float) -> None:
         """Append a point to the training curves and show it."""
         for name, value in {"step": float(step), **values}.items():
-            self.history.setdefault(name, []).append(value)
+            self.history.setdefault(name, []).append(float(value))
         self.show(step, total, values)
 
 
@@ -300,7 +314,7 @@ def train(
     Raises:
         DivergenceError: The loss or the weights are no longer finite; the module has its best finite weights.
     """
-    phase = run.phase()
+    phase = run.phase("training")
     if phase.is_over:
         phase.restore(lambda state, _: load_module(module, state["module"]))
         module.eval()
@@ -316,13 +330,6 @@ def train(
     else:
         first, *context = run.first(rows, EVALUATION_ROWS)
         watched = Watched(first, context[0] if context else None)
-    first_losses = watched.measure(module, loss)
-    initial = first_losses.mean
-    if not math.isfinite(initial):
-        raise DivergenceError(f"The loss is {initial} before the first training step; {_REMEDY}.")
-    if len(held_out):
-        best.offer(first_losses, 0)
-    run.log(0, steps, train_loss=initial, **({"validation_loss": initial} if len(held_out) else {}))
     total, since = torch.zeros((), device=rows.device), 0
 
     def stop_after_evaluation(done: int) -> bool:
@@ -371,7 +378,21 @@ def train(
         batches.restore(own["batches"])
         total.copy_(own["total"])
 
-    phase.restore(load)
+    if phase.state is None:
+        first_losses = watched.measure(module, loss)
+        initial = first_losses.mean
+        if not math.isfinite(initial):
+            raise DivergenceError(
+                f"The loss is {initial} before the first training step; {_REMEDY}."
+            )
+        if len(held_out):
+            best.offer(first_losses, 0)
+        run.log(
+            0, steps, train_loss=initial, **({"validation_loss": initial} if len(held_out) else {})
+        )
+        module.train()
+    else:
+        phase.restore(load)
     for step, fraction in run.steps(steps, done):
         rate = (
             learning_rate
@@ -398,7 +419,7 @@ def train(
     best.restore()
     run.facts["best_step"] = best.step
     module.eval()
-    phase.end(lambda: {"module": module.state_dict()})
+    phase.end(lambda: {"module": module.state_dict()}, together=True)
 
 
 def adam(

@@ -100,7 +100,7 @@ class FlowMatching(Sampler):
         self,
         *,
         hidden: _Count | None = None,
-        blocks: Annotated[int, Interval(0)] = 3,
+        blocks: Annotated[int, Interval(0, 1000)] = 3,
         components: _Count | None = None,
         steps: _Count | None = None,
         learning_rate: Annotated[float, Interval(0, open_low=True)] | None = None,

@@ -130,7 +130,9 @@ class GMM(Sampler):
         for rung, k in enumerate(self.ladder):
             if fits and run.elapsed() >= 1:
                 break
-            fit = self._kept(run, self._trial, k, train, watched, run, rung, shrinkage)
+            fit = self._kept(
+                run, f"trial {k}", self._trial, k, train, watched, run, rung, shrinkage
+            )
             gain = fit.score - max((other.score for other in fits), default=-math.inf)
             shrinkage = fit.shrinkage
             fits.append(fit)
@@ -141,20 +143,23 @@ class GMM(Sampler):
         for i, fit in enumerate(best):
             if fit.steps == 0 or run.elapsed() < 1:
                 rung = len(self.ladder) + i
-                best[i] = self._kept(run, self._em, fit, train, watched, run, rung, self.iterations)
+                more = (fit, train, watched, run, rung, self.iterations)
+                best[i] = self._kept(run, f"EM of {fit.mixture.components}", self._em, *more)
         run.facts["scores"] = scores | {str(fit.mixture.components): fit.score for fit in best}
         return max(best, key=lambda fit: fit.score)
 
-    def _kept(self, run: Run, make: Callable[..., _Fit], *arguments: Any) -> _Fit:
+    def _kept(self, run: Run, name: str, make: Callable[..., _Fit], *arguments: Any) -> _Fit:
         """Make a fit, or take it from the checkpoint."""
-        state = run.once(lambda: make(*arguments).state())
-        weights = state["mixture"]
-        mixture = GaussianMixture(
-            self.mixture.dim, len(weights["logits"]), self.mixture.context_dim
-        )
-        mixture.requires_grad_(False).to(run.generator.device)
-        mixture.load_state_dict(weights)
-        return _Fit(mixture, state["shrinkage"], float(state["score"]), state["steps"])
+
+        def load(state: dict[str, Any]) -> _Fit:
+            weights = state["mixture"]
+            k = len(weights["logits"])
+            mixture = GaussianMixture(self.mixture.dim, k, self.mixture.context_dim)
+            mixture.requires_grad_(False).to(run.generator.device)
+            mixture.load_state_dict(weights)
+            return _Fit(mixture, state["shrinkage"], float(state["score"]), state["steps"])
+
+        return run.once(name, lambda: make(*arguments).state(), load)
 
     def _trial(
         self, k: int, train: _Rows, watched: _Rows | None, run: Run, rung: int, shrinkage: float

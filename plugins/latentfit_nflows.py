@@ -59,9 +59,9 @@ class Spline(_SplineFlow):
     def __init__(
         self,
         *,
-        layers: Annotated[int, Interval(1)] = 4,
+        layers: Annotated[int, Interval(1, 1000)] = 4,
         hidden: Annotated[int, Interval(1)] = 128,
-        blocks: Annotated[int, Interval(1)] = 1,
+        blocks: Annotated[int, Interval(1, 1000)] = 1,
         bins: Annotated[int, Interval(2, 512)] = 8,
         tail_bound: Annotated[float, Interval(0, open_low=True)] = 5.0,
         base: Literal["mixture", "normal"] = "mixture",
@@ -121,9 +121,9 @@ class SplineAR(_SplineFlow):
     def __init__(
         self,
         *,
-        layers: Annotated[int, Interval(1)] = 3,
+        layers: Annotated[int, Interval(1, 1000)] = 3,
         hidden: Annotated[int, Interval(1)] = 128,
-        blocks: Annotated[int, Interval(1)] = 1,
+        blocks: Annotated[int, Interval(1, 1000)] = 1,
         bins: Annotated[int, Interval(2, 512)] = 8,
         tail_bound: Annotated[float, Interval(0, open_low=True)] = 5.0,
         base: Literal["mixture", "normal"] = "mixture",

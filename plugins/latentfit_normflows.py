@@ -36,7 +36,7 @@ class RealNVP(FlowSampler):
     def __init__(
         self,
         *,
-        layers: Annotated[int, Interval(1)] = 5,
+        layers: Annotated[int, Interval(1, 1000)] = 5,
         hidden: tuple[Annotated[int, Interval(1)], ...] = (128,),
         base: Literal["mixture", "normal"] = "mixture",
         components: Annotated[int, Interval(1)] | None = None,
@@ -97,9 +97,9 @@ class MAF(FlowSampler):
     def __init__(
         self,
         *,
-        layers: Annotated[int, Interval(1)] = 5,
+        layers: Annotated[int, Interval(1, 1000)] = 5,
         hidden: Annotated[int, Interval(1)] = 128,
-        blocks: Annotated[int, Interval(1)] = 1,
+        blocks: Annotated[int, Interval(1, 1000)] = 1,
         base: Literal["mixture", "normal"] = "mixture",
         components: Annotated[int, Interval(1)] | None = None,
         steps: Annotated[int, Interval(1)] = 3000,
@@ -139,7 +139,7 @@ class _ElementaryFlow(FlowSampler):
     def __init__(
         self,
         *,
-        layers: Annotated[int, Interval(1)] = 32,
+        layers: Annotated[int, Interval(1, 1000)] = 32,
         base: Literal["normal", "mixture"] = "normal",
         components: Annotated[int, Interval(1)] | None = None,
         steps: Annotated[int, Interval(1)] = 3000,

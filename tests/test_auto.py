@@ -1,6 +1,8 @@
 """method="auto": the best of a short list, within a budget, by data that no fit has seen."""
 
 import json
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -300,3 +302,14 @@ def test_a_second_fit_that_is_worse_or_fails_does_not_count(
     assert sampler.method == "failing"
     assert "error" not in sampler.info["ranking"][0]
     assert sampler.info["seconds"] < 3
+
+
+def test_the_first_comparison_of_a_process_leaves_the_random_state_alone() -> None:
+    script = (
+        "import random, torch\n"
+        "from latentfit import fit_latent_sampler\n"
+        "random.seed(5); before = random.getstate()\n"
+        "fit_latent_sampler(None, torch.randn(300, 4), method='auto', methods=('gaussian',))\n"
+        "assert random.getstate() == before\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,15 +11,18 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from latentfit import LatentSampler, fit_latent_sampler, list_samplers, load_sampler
 from latentfit.checkpoint import Phase
 from latentfit.errors import FileFormatError, OptionError
+from latentfit.fitting import Plan, fit_class
 from latentfit.minibatches import TensorBatches
 from latentfit.persistence import CHECKPOINT, read_tensors, write_tensors
+from latentfit.plugin import Run, Sampler, train
 from latentfit.store import LatentStore
 
 METHODS = [info.name for info in list_samplers() if info.distribution == "latentfit"]
@@ -80,7 +84,7 @@ def assert_same(one: LatentSampler, other: LatentSampler) -> None:
 
 
 @every
-@pytest.mark.parametrize("writes", [1, 2, 33, 71])
+@pytest.mark.parametrize("writes", [2, 33])
 @pytest.mark.usefixtures("at_every_offer")
 def test_a_fit_that_was_ended_goes_on_bit_for_bit(
     method: str, writes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -103,7 +107,16 @@ def test_it_goes_on_where_it_was(
         with pytest.raises(Ended):
             fit(method, checkpoint=tmp_path)
     known: list[bool] = []
-    restore = Phase.restore
+    restore, steps, made = Phase.restore, Run.steps, [0]
+
+    def counting(self: Run, *arguments: Any) -> Any:
+        for step in steps(self, *arguments):
+            made[0] += 1
+            yield step
+
+    monkeypatch.setattr(Run, "steps", counting)
+    fit(method)
+    whole, made[0] = made[0], 0
 
     def watching(self: Phase, load: Any) -> None:
         known.append(self.state is not None)
@@ -112,6 +125,9 @@ def test_it_goes_on_where_it_was(
     monkeypatch.setattr(Phase, "restore", watching)
     fit(method, checkpoint=tmp_path)
     assert known[0]
+    assert (
+        method == "gmm" or made[0] == whole - {"realnvp": 4, "flow-matching": 3, "r3gan": 3}[method]
+    )
     known.clear()
     fit(method, checkpoint=tmp_path)  # all of it is over
     assert known
@@ -157,11 +173,12 @@ def test_a_fit_with_a_condition(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("taken", [0, 1, 6, 7, 8, 30])
-def test_minibatches_go_on_where_they_were(taken: int) -> None:
+@pytest.mark.parametrize("n", [5, 49, 50])
+def test_minibatches_go_on_where_they_were(n: int, taken: int) -> None:
     # The generator gives other numbers in between, as a loss takes them.
     def made(seed: int) -> tuple[TensorBatches, torch.Generator]:
         generator = torch.Generator().manual_seed(seed)
-        return TensorBatches((torch.arange(50), torch.arange(50) * 2), 7, generator), generator
+        return TensorBatches((torch.arange(n), torch.arange(n) * 2), 7, generator), generator
 
     def drawn(batches: TensorBatches, generator: torch.Generator, n: int) -> list[list[int]]:
         parts = []
@@ -180,6 +197,123 @@ def test_minibatches_go_on_where_they_were(taken: int) -> None:
     others.restore(state)
     other_generator.set_state(random_state)
     assert drawn(others, other_generator, 20) == expected
+
+
+@pytest.mark.parametrize("n", [5, 49, 50])
+@pytest.mark.parametrize("taken", [0, 1, 6, 7, 8, 30])
+def test_minibatches_of_a_generator_of_their_own_go_on_alone(n: int, taken: int) -> None:
+    def made(seed: int) -> TensorBatches:
+        return TensorBatches((torch.arange(n),), 7, torch.Generator().manual_seed(seed))
+
+    def drawn(batches: TensorBatches, count: int) -> list[list[int]]:
+        return [next(batches)[0].tolist() for _ in range(count)]
+
+    batches, others = made(0), made(1)
+    drawn(batches, taken)
+    others.restore(batches.state())
+    assert drawn(others, 20) == drawn(batches, 20)
+
+
+class Dropping(Sampler):
+    """Its loss and its network draw from the global generators, its start from all three."""
+
+    has_density = True
+
+    def build(self, dim: int, n: int) -> None:
+        self.network = nn.Sequential(nn.Linear(dim, 8), nn.Dropout(0.3), nn.Linear(8, 1))
+        self.register_buffer("start", torch.zeros(dim))
+
+    def fit(self, rows: Tensor, held_out: Tensor, run: Run) -> None:
+        def work() -> dict[str, Any]:
+            return {"start": rows.mean(0) + torch.rand(rows.shape[1]), "kind": "uniform"}
+
+        def load(result: dict[str, Any]) -> None:
+            self.start.copy_(result["start"])
+            result["start"].add_(99)  # what it is given is its own
+
+        run.once("start", work, load)
+
+        def loss(x: Tensor) -> Tensor:
+            noise = random.random() + float(np.random.rand())  # noqa: NPY002
+            return (self.network(x - self.start)[:, 0] - noise).square().mean()
+
+        train(self, loss, rows, held_out, run, steps=60, learning_rate=1e-2)
+
+    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+        return torch.randn(n, len(self.start), generator=generator) + self.start
+
+    def log_prob(self, rows: Tensor) -> Tensor:
+        return self.network(rows)[:, 0]
+
+
+@pytest.mark.parametrize("writes", [2, 8])
+@pytest.mark.usefixtures("at_every_offer")
+def test_a_plugin_that_draws_from_the_global_generators(
+    writes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fitted(plan: Plan) -> LatentSampler:
+        return fit_class(Dropping, latents(), method="dropping", plan=plan)
+
+    whole = fitted(Plan())
+    with monkeypatch.context() as patch:
+        ends_after(writes, patch)
+        with pytest.raises(Ended):
+            fitted(Plan(checkpoint=tmp_path))
+    assert_same(fitted(Plan(checkpoint=tmp_path)), whole)
+    assert_same(fitted(Plan(checkpoint=tmp_path)), whole)
+
+
+@pytest.mark.usefixtures("at_every_offer")
+def test_parts_that_a_clock_decided_on_are_not_mistaken_for_others(tmp_path: Path) -> None:
+    fit("gmm", checkpoint=tmp_path)
+    short = fit("gmm", checkpoint=tmp_path, max_seconds=1e-6)
+    assert short.sample(9, seed=0).isfinite().all()
+    assert_same(fit("gmm", checkpoint=tmp_path), fit("gmm"))
+
+
+def test_what_cannot_be_written_is_told_and_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("latentfit.checkpoint.write_tensors", full)
+    with pytest.warns(RuntimeWarning, match=r"can't be written: .*No space left.* goes on"):
+        fit("realnvp", checkpoint=tmp_path)
+
+
+def test_a_folder_that_goes_away_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    offer = Phase.offer
+
+    def removing(self: Phase, state: Any) -> None:
+        shutil.rmtree(tmp_path, ignore_errors=True)
+        offer(self, state)
+
+    monkeypatch.setattr(Phase, "offer", removing)
+    fit("realnvp", checkpoint=tmp_path)
+    assert (tmp_path / "realnvp.checkpoint.safetensors").exists()
+
+
+def test_what_killed_writes_left_is_removed(tmp_path: Path) -> None:
+    litter = tmp_path / ".realnvp.checkpoint.safetensors.01234567.tmp"
+    litter.write_bytes(b"half")
+    fit("realnvp", checkpoint=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["realnvp.checkpoint.safetensors"]
+
+
+def test_a_new_seed_each_time_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match=r"Expected a seed with checkpoint="):
+        fit("gaussian", checkpoint=tmp_path, seed=None)
+
+
+def test_auto_does_not_take_another_fits_checkpoint_for_a_failure(tmp_path: Path) -> None:
+    path = tmp_path / "gmm.checkpoint.safetensors"
+    fit("realnvp", checkpoint=tmp_path)
+    (tmp_path / "realnvp.checkpoint.safetensors").rename(path)
+    with pytest.raises(OptionError, match="another method"):
+        fit_latent_sampler(None, latents(), method="auto", methods=("gmm",), checkpoint=tmp_path)
 
 
 @pytest.mark.usefixtures("at_every_offer")

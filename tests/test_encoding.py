@@ -260,7 +260,7 @@ def test_a_module_is_not_taken_for_a_dataset() -> None:
     ],
 )
 def test_a_list_of_samples_is_not_read_as_batches(samples: list[Any]) -> None:
-    with pytest.raises(DataError, match=r"list of batches.*torch\.stack"):
+    with pytest.raises(DataError, match=r"single samples of shape.*torch\.stack"):
         encode(None, samples, batch_size=4)
 
 
@@ -337,3 +337,36 @@ def test_an_encoder_that_writes_over_later_batches_only_gets_copies_too() -> Non
 def test_sparse_batches_are_refused() -> None:
     with pytest.raises(DataError, match="dense tensor.*to_dense"):
         encode(encoder_of(nn.Linear(4, 2)), [X.to_sparse()], batch_size=10)
+
+
+class _Odd(Dataset[Tensor]):
+    """One item is unlike the others."""
+
+    def __init__(self, odd: Any) -> None:
+        self.odd = odd
+
+    def __len__(self) -> int:
+        return 40
+
+    def __getitem__(self, index: int) -> Any:
+        return self.odd if index == 25 else torch.zeros(4)
+
+
+@pytest.mark.parametrize("odd, told", [(None, "is NoneType"), (torch.zeros(3), r"shape \(3,\)")])
+def test_an_item_unlike_the_others_is_named(odd: Any, told: str) -> None:
+    with pytest.raises(DataError, match=f"item 25 of the dataset .*{told}.*shape .4,"):
+        encode(None, _Odd(odd), batch_size=10)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: DataLoader(torch.randn(60, 3, 8, 8), batch_size=None),
+        lambda: (row for row in torch.randn(60, 4)),
+        lambda: ((row, i) for i, row in enumerate(torch.randn(60, 3, 4))),
+        lambda: ((row, torch.tensor(1)) for row in torch.randn(60, 3, 4)),
+    ],
+)
+def test_single_samples_are_not_taken_for_batches(make: Any) -> None:
+    with pytest.raises(DataError, match=r"single samples.*batch_size=512"):
+        encode(None, make(), batch_size=10)

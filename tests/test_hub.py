@@ -112,6 +112,9 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             (root / repo_id).mkdir(parents=True, exist_ok=exist_ok)
             return SimpleNamespace(repo_id=repo_id)
 
+        def create_branch(self, repo_id: str, *, branch: str, exist_ok: bool) -> None:
+            assert (root / repo_id).is_dir()
+
         def file_exists(self, repo_id: str, filename: str, *, revision: Any) -> bool:
             return (root / repo_id / filename).exists()
 
@@ -121,10 +124,20 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             shutil.copytree(folder_path, root / repo_id, dirs_exist_ok=True)
             return SimpleNamespace(commit_url=f"hub:{repo_id}")
 
-    def download(repo_id: str, filename: str, **_: Any) -> str:
+    def download(
+        repo_id: str,
+        filename: str,
+        *,
+        revision: Any,
+        token: Any,
+        cache_dir: Any,
+        local_files_only: bool,
+    ) -> str:
         return str(root / repo_id / filename)
 
-    for name in ("create_repo", "file_exists", "upload_folder"):
+    real = inspect.signature(huggingface_hub.hf_hub_download).parameters
+    assert inspect.signature(download).parameters.keys() <= real.keys()
+    for name in ("create_repo", "create_branch", "file_exists", "upload_folder"):
         real = inspect.signature(getattr(huggingface_hub.HfApi, name)).parameters
         assert inspect.signature(getattr(Api, name)).parameters.keys() <= real.keys()
     monkeypatch.setattr(huggingface_hub, "HfApi", Api)
@@ -136,7 +149,7 @@ def test_a_sampler_goes_to_the_hub_and_comes_back(sampler: LatentSampler, hub: P
     assert sampler.push_to_hub("somebody/digits", license="mit") == "hub:somebody/digits"
     assert front((hub / "somebody/digits/README.md").read_text())["license"] == "mit"
     (hub / "somebody/digits/README.md").write_text("edited there")
-    sampler.push_to_hub("somebody/digits")
+    sampler.push_to_hub("somebody/digits", revision="new", license=None)
     assert (hub / "somebody/digits/README.md").read_text() == "edited there"
     loaded = LatentSampler.from_pretrained("somebody/digits")
     assert torch.equal(loaded.sample(5, seed=0), sampler.sample(5, seed=0))

@@ -232,3 +232,49 @@ def test_what_is_no_accelerator_is_refused() -> None:
     for wrong in (2, "accelerate", object):
         with pytest.raises(OptionError, match="accelerator"):
             fit_latent_sampler(None, latents, accelerator=wrong)
+
+
+CHECKPOINTED = """
+    import os, sys, time
+    import torch
+    from accelerate import Accelerator
+    from latentfit import checkpoint, fit_latent_sampler
+    from models import x
+
+    accelerator = Accelerator(cpu=True)
+    method, folder, writes = sys.argv[1], sys.argv[2] or None, int(sys.argv[3])
+    checkpoint.SECONDS = 0.0
+    write, count = checkpoint.Checkpoint.write, [0]
+
+    def counting(self):
+        write(self)
+        count[0] += 1
+        if count[0] == writes:
+            time.sleep(0.5)  # the other one may be in the middle of anything
+            os._exit(9)
+
+    checkpoint.Checkpoint.write = counting
+    few = {} if method == "gmm" else {"steps": 150, "batch_size": 600}
+    sampler = fit_latent_sampler(
+        None, x[:1800], method=method, checkpoint=folder, accelerator=accelerator, **few
+    )
+    if accelerator.is_main_process:
+        sampler.save(f"{method}-{bool(folder)}.safetensors")
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+"""
+
+
+@pytest.mark.parametrize("method, writes", [("realnvp", 2), ("r3gan", 5), ("gmm", 3)])
+def test_two_processes_go_on_where_both_were(method: str, writes: int, folder: Path) -> None:
+    (folder / "checkpointed.py").write_text(textwrap.dedent(CHECKPOINTED))
+    whole = launch(folder, 2, "checkpointed.py", method, "", "0")
+    assert whole.returncode == 0, whole.stderr
+    ended = launch(folder, 2, "checkpointed.py", method, "kept", str(writes))
+    assert ended.returncode != 0
+    assert (folder / "kept" / f"{method}.checkpoint.safetensors").exists()
+    again = launch(folder, 2, "checkpointed.py", method, "kept", "0")
+    assert again.returncode == 0, again.stderr
+    samplers = [load_sampler(folder / f"{method}-{kept}.safetensors") for kept in (False, True)]
+    assert torch.equal(*(sampler.sample(500, seed=0) for sampler in samplers))
+    assert samplers[0].history == samplers[1].history

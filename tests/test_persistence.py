@@ -290,7 +290,10 @@ def rewritten(
         (lambda h, t: h["info"].update(dim=7, shape=[7]), "Expected transform tensors"),
         (lambda h, t: h["info"].update(options=[1]), r"options \[1\]"),
         (lambda h, t: h["info"]["options"].update(layers=2), "tensor '.*expected .*; got none"),
-        (lambda h, t: h["info"]["options"].update(layers=0), "Option 'layers' .*expected int >= 1"),
+        (
+            lambda h, t: h["info"]["options"].update(layers=0),
+            r"Option 'layers' .*int in \[1, 1000\]",
+        ),
         (lambda h, t: h["info"]["options"].update(extra=0), "no option 'extra'"),
         (lambda h, t: t.pop(weight(t)), "tensor '.*': expected .*; got none"),
         (lambda h, t: t.update({"sampler.x": torch.ones(1)}), "'x': expected none; got"),

@@ -507,3 +507,25 @@ def test_more_samples_than_memory_holds_are_refused_at_once(n: int) -> None:
     sampler = fit_latent_sampler(None, blobs(), steps=2)
     with pytest.raises(OptionError, match="fit in memory"):
         sampler.sample(n)
+
+
+@pytest.mark.parametrize("method", ["gmm", "kde", "realnvp", "flow-matching", "gaussian"])
+@pytest.mark.parametrize("far", [1e17, 1e25, 1e38, 1e60, 1e300])
+def test_latents_too_far_for_a_density_have_minus_infinity(method: str, far: float) -> None:
+    x = torch.randn(200, 3, generator=torch.Generator().manual_seed(0)).double()
+    few = {"steps": 2} if method in ("realnvp", "flow-matching") else {}
+    sampler = fit_latent_sampler(None, x, method=method, **few)
+    z = torch.cat((x[:2], torch.full((1, 3), far, dtype=torch.float64)))
+    z.requires_grad_(True)
+    scores = sampler.log_prob(z)
+    assert scores[2] == -torch.inf
+    assert torch.equal(scores[:2], sampler.log_prob(x[:2]))
+    scores[:2].sum().backward()
+    assert z.grad is not None
+    assert z.grad[:2].isfinite().all()
+
+
+def test_sparse_latents_are_refused() -> None:
+    sampler = fit_latent_sampler(None, torch.randn(50, 3), method="gaussian")
+    with pytest.raises(DataError, match="to_dense"):
+        sampler.log_prob(torch.eye(3).to_sparse())

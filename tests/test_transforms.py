@@ -545,3 +545,9 @@ def test_a_rotation_that_a_file_holds_in_float32_is_taken() -> None:
 def test_the_identity_refuses_what_rows_cannot_hold() -> None:
     with pytest.raises(DataError, match="transform='auto'"):
         fit("none", latents() * 1e20)
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e-4, 0.0])
+def test_the_identity_refuses_what_methods_take_for_nothing(scale: float) -> None:
+    with pytest.raises(DataError, match="deviate by 0.01 or more .*transform='auto'"):
+        fit("none", latents() * scale)

@@ -82,9 +82,9 @@ class Record:
 
     def state(self) -> dict[str, Any]:
         """What :meth:`restored` needs, as JSON values."""
-        names = ("values", "errors", "details", "chosen", "ranking")
-        state: dict[str, Any] = plain({name: getattr(self, name) for name in names})
-        return state
+        rest = {name: getattr(self, name) for name in ("errors", "details", "chosen", "ranking")}
+        state: dict[str, Any] = plain(rest)
+        return state | {"values": {k: [float(x) for x in v] for k, v in self.values.items()}}
 
     @classmethod
     def restored(cls, system: System, state: dict[str, Any]) -> "Record":

@@ -27,6 +27,7 @@ class Unfinished:
     def __init__(self, folder: Path | None, run: Mapping[str, Any]) -> None:
         self._folder = folder
         self._run = json.dumps(run, sort_keys=True, default=str)
+        self._paths: set[Path] = set()
         self.taken = 0
         self.seconds = 0.0
 
@@ -40,6 +41,7 @@ class Unfinished:
                 if kept["run"] != self._run or kept["part"] != part:
                     return None
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            self._paths.add(self._path(part))
             self.seconds += float(kept["seconds"])
             self.taken += 1
             return kept["values"], tensors
@@ -52,14 +54,15 @@ class Unfinished:
         if self._folder is None:
             return
         self._folder.mkdir(parents=True, exist_ok=True)
+        self._paths.add(self._path(part))
         text = json.dumps({"run": self._run, "part": part, "seconds": seconds, "values": values})
         plain = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
         write_atomically(self._path(part), save(plain, metadata={_KEY: text}))
 
     def remove(self) -> None:
-        """Remove all parts, once the results are written."""
-        if self._folder is not None and self._folder.is_dir():
-            for path in self._folder.glob("*.safetensors"):
+        """Remove this run's parts, once the results are written; those of another stay."""
+        if self._folder is not None:
+            for path in self._paths:
                 path.unlink(missing_ok=True)
             with suppress(OSError):
                 self._folder.rmdir()

@@ -151,7 +151,11 @@ def fit(
     if accelerator is None or accelerator.is_main_process:
         sampler.save(out)
         if checkpoint is not None:
-            remove_checkpoints(checkpoint)
+            rows = sampler.info.get("ranking", [sampler.info])
+            fits = ("{}", "{}, again")
+            remove_checkpoints(
+                checkpoint, [fit.format(row["method"]) for row in rows for fit in fits]
+            )
         if progress is not False:
             click.echo(f"{out}: {sampler!r}")
     if accelerator is not None:
