@@ -202,7 +202,7 @@ def figure(results: dict[str, Any], path: Path) -> None:
     panels[1, 0].set_ylabel("MB of a fit")
     panels[1, 0].set_xlabel(f"N, latents of {DIM} dimensions")
     panels[1, 1].set_xlabel(f"D, dimensions of {NUMBER:,} latents")
-    panels[0, 0].legend(fontsize=8, ncols=2)
+    drawn.legend(*panels[0, 0].get_legend_handles_labels(), fontsize=8, loc="outside right upper")
     drawn.savefig(path, dpi=110)
 
 

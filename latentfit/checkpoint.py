@@ -58,7 +58,7 @@ class Checkpoint:
     """The checkpoint of one fit.
 
     Args:
-        path: The file; its folder exists.
+        path: The file; its folder is made when it is written.
         fit: What the fit is of, as JSON values by name: a checkpoint of another is refused.
         workers: The processes that share the fit. The first one reads and writes.
 
