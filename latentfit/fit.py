@@ -237,6 +237,7 @@ def _encoded(
     """Give a dataset's latents, in memory or in a store, and its labels if they are asked for."""
     if isinstance(dataset, LatentStore):
         filled = dataset
+        filled.verify()
     else:
         settings: dict[str, Any] = {
             "batch_size": plan.batch_size,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import math
@@ -30,6 +31,8 @@ __all__ = [
     "STORE_VERSION",
     "LatentStore",
     "Shard",
+    "content_digest",
+    "is_intact",
     "read_metadata",
     "shard_metadata",
 ]
@@ -130,6 +133,22 @@ class LatentStore:
         start, stop = int(start), int(stop)
         parts = [self._read("latents", i, low, high) for i, low, high in self._pieces(start, stop)]
         return torch.cat(parts) if parts else torch.zeros(0, *self.shape, dtype=self.dtype)
+
+    def verify(self) -> None:
+        """Read all files and compare them with their SHA-256; a fit does so, too.
+
+        Raises:
+            FileFormatError: One is missing or damaged.
+        """
+        for i, shard in enumerate(self.shards):
+            self._read("latents", i, 0, 0)
+            path = self.path / shard.file
+            with safe_open(path, framework="pt") as file:
+                if not is_intact(file):
+                    raise FileFormatError(
+                        f"{path}: damaged: its content is not that of its SHA-256. Fit with store= and the "
+                        "encoder's data once more: the file is made again."
+                    )
 
     def parts(self, rows: Any = None) -> Iterator[Tensor]:
         r"""Read all latents in order, (n, \*shape) at a time; None means a file at a time."""
@@ -270,9 +289,31 @@ class LatentStore:
             ) from error
 
 
-def shard_metadata(digest: str, batches: list[tuple[str, int]]) -> dict[str, str]:
-    """Tell of a file what it was made of: one entry, since the format keeps no order among several."""
-    return {_KEY: json.dumps({"sha256": digest, "batches": batches})}
+def shard_metadata(
+    digest: str, batches: list[tuple[str, int]], tensors: dict[str, Tensor]
+) -> dict[str, str]:
+    """Tell of a file what it was made of and what it holds.
+
+    It is one entry, since the format keeps no order among several.
+    """
+    told = {"sha256": digest, "batches": batches, "content": content_digest(tensors)}
+    return {_KEY: json.dumps(told)}
+
+
+def content_digest(tensors: dict[str, Tensor]) -> str:
+    """Hash tensors to 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def is_intact(file: Any) -> bool:
+    """Tell whether an open file holds what its metadata says; a bit that has changed is seen."""
+    tensors = {name: file.get_tensor(name) for name in list(file.keys())}
+    return bool(read_metadata(file).get("content") == content_digest(tensors))
 
 
 def read_metadata(file: Any) -> dict[str, Any]:

@@ -33,6 +33,7 @@ from latentfit.store import (
     STORE_VERSION,
     LatentStore,
     Shard,
+    is_intact,
     read_metadata,
     shard_metadata,
 )
@@ -160,7 +161,9 @@ class _Filling:
             if labels is not None:
                 tensors["labels"] = labels.contiguous()
             batches = list(zip(self._hashes, self._sizes, strict=True))
-            content = safetensors.torch.save(tensors, metadata=shard_metadata(digest, batches))
+            content = safetensors.torch.save(
+                tensors, metadata=shard_metadata(digest, batches, tensors)
+            )
             with atomic_path(self._file) as temporary:
                 temporary.write_bytes(content)
             shape, dtype = tensors["latents"].shape[1:], tensors["latents"].dtype
@@ -218,6 +221,8 @@ def _known(file: Path) -> list[tuple[str, int]]:
         with safe_open(file, framework="pt") as opened:
             known = [(str(digest), int(n)) for digest, n in read_metadata(opened)["batches"]]
             rows = opened.get_slice("latents").get_shape()[0]
+            if not is_intact(opened):
+                return []
     except (SafetensorError, OSError, KeyError, TypeError, ValueError):
         return []
     return known if rows == sum(n for _, n in known) else []

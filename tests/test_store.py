@@ -483,3 +483,27 @@ def test_places_that_are_no_whole_numbers_are_refused(place: Any, tmp_path: Path
     with pytest.raises(DataError, match="whole numbers from 0"):
         store.take(torch.tensor([1.5]))
     assert torch.equal(store.read(np.int64(1), 3), store.take([1, 2]))
+
+
+def _doubled(batch: Tensor) -> Tensor:
+    return batch * 2
+
+
+def test_a_damaged_file_is_seen_and_made_again(tmp_path: Path) -> None:
+    x = torch.randn(500, 4, generator=torch.Generator().manual_seed(0))
+    arguments = {"method": "gaussian", "store": tmp_path / "s"}
+    fit_latent_sampler(_doubled, x, **arguments)
+    store = LatentStore(tmp_path / "s")
+    store.verify()
+    path = store.path / store.shards[0].file
+    whole = path.read_bytes()
+    for place in (len(whole) - 1, len(whole) - 4000, len(whole) // 2):
+        damaged = bytearray(whole)
+        damaged[place] ^= 4
+        path.write_bytes(damaged)
+        with pytest.raises(FileFormatError, match="damaged"):
+            store.verify()
+        with pytest.raises(FileFormatError, match="damaged"):
+            fit_latent_sampler(None, LatentStore(store.path), method="gaussian")
+        fit_latent_sampler(_doubled, x, **arguments)
+        assert path.read_bytes() == whole
