@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import Self
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from latentfit.em import widest
-from latentfit.errors import DataError, FileFormatError
+from latentfit.errors import DataError, FileFormatError, LatentsWarning
 from latentfit.moments import Moments
 from latentfit.transforms import Transform
 
@@ -34,7 +35,7 @@ class Identity(Transform):
         """Remember the shape.
 
         Raises:
-            DataError: Values whose squares leave float32's range, or that hardly vary.
+            DataError: Values whose squares leave float32's range.
         """
         largest = float(torch.maximum(moments.low.abs(), moments.high.abs()).max())
         if largest > _LARGEST:
@@ -44,9 +45,11 @@ class Identity(Transform):
             )
         deviation = float(moments.variance.max().sqrt())
         if deviation < _SMALLEST:
-            raise DataError(
-                f"Expected latents that deviate by {_SMALLEST:g} or more for transform='none', as methods "
-                f"take less than 0.001 for nothing; got {deviation:.3g}. Use transform='auto'."
+            warnings.warn(
+                f"Expected latents that deviate by {_SMALLEST:g} or more for transform='none', as most "
+                f"methods widen their samples to 0.001; got {deviation:.3g}. Use transform='auto'.",
+                LatentsWarning,
+                stacklevel=2,
             )
         return self.load_state({}, moments.shape)
 

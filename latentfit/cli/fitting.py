@@ -232,10 +232,12 @@ Examples:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, and nothing else, on stdout.")
 def info(file: str, as_json: bool) -> None:
     """Tell how a saved sampler was fitted."""
-    from latentfit.loading import check_header
+    from latentfit.errors import FileFormatError
     from latentfit.persistence import read_tensors
 
-    facts, _ = check_header(read_tensors(file)[1], file)  # the plugin may not be installed here
+    facts = read_tensors(file)[1].get("info")  # without the plugin, which may not be installed here
+    if not isinstance(facts, dict):
+        raise FileFormatError(f"{file}: expected a latentfit header with info; got {facts!r}.")
     if as_json:
         click.echo(json.dumps(facts, indent=2))
     else:
