@@ -49,6 +49,8 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     except FileNotFoundError:
+        if target.parent.is_dir():  # /proc is one that takes no files
+            raise
         raise FileNotFoundError(f"The folder {str(target.parent)!r} does not exist.") from None
     try:
         yield temporary
