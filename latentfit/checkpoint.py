@@ -41,6 +41,7 @@ __all__ = [
 
 State = dict[str, Any]  # nested dicts of tensors and JSON values
 
+_CPU = torch.device("cpu")
 SECONDS = 60.0  # between two writes
 _STEPS = 16  # of several processes, which have to agree, between two looks at the clock
 ENDING = ".checkpoint.safetensors"
@@ -187,7 +188,7 @@ class Phase:
         if self._checkpoint is None or self.state is None:
             return
         try:
-            kept = on_device(self.state, self._run.generator.device)
+            kept = copied(self.state, self._run.generator.device)
             everyone = kept["own"]
             own = everyone[str(self._run.workers.rank)] if len(everyone) > 1 else everyone["0"]
             load(kept["state"], own)
@@ -240,20 +241,13 @@ def remove_checkpoints(folder: str | os.PathLike[str], names: Iterable[str]) -> 
         Path(folder).rmdir()
 
 
-def copied(state: Any) -> Any:
-    """Copy a state; its tensors may change afterwards."""
+def copied(state: Any, device: torch.device = _CPU) -> Any:
+    """Copy a state to a device, but for random states, which are bytes and belong on the CPU."""
     if isinstance(state, dict):
-        return {name: copied(value) for name, value in state.items()}
-    return state.detach().to("cpu", copy=True) if isinstance(state, Tensor) else state
-
-
-def on_device(state: Any, device: torch.device) -> Any:
-    """Copy a state to a device, but for random states, which belong on the CPU."""
-    if isinstance(state, dict):
-        return {name: on_device(value, device) for name, value in state.items()}
+        return {name: copied(value, device) for name, value in state.items()}
     if not isinstance(state, Tensor):
         return state
-    return state.clone() if state.dtype == torch.uint8 else state.to(device, copy=True)
+    return state.detach().to(_CPU if state.dtype == torch.uint8 else device, copy=True)
 
 
 def flatten(state: State) -> tuple[dict[str, Tensor], State]:

@@ -122,25 +122,14 @@ def fit_class(
     plugin.to(plan.device)
     checkpoint = None
     if plan.checkpoint is not None:
-        fit = {
-            "method": method,
-            "options": resolved,
-            "seed": plan.seed,
-            "batch_size": plan.batch_size,
-            "processes": plan.workers.count,
-            "device": plan.device.type,
-            "latents": list(data.rows.shape),
-            "versions": {
-                "latentfit": __version__,
-                "torch": version("torch"),
-                "plugin": distribution,
-            },
-            "latents' SHA-256": plan.workers.first(
-                _digest(data) if plan.workers.is_first else None
-            ),
-        }
-        path = plan.checkpoint / f"{name or method}{ENDING}"
-        checkpoint = Checkpoint(path, json.loads(json.dumps(fit)), plan.workers)
+        checkpoint = _open_checkpoint(
+            plan.checkpoint / f"{name or method}{ENDING}",
+            data,
+            plan,
+            method=method,
+            options=resolved,
+            distribution=distribution,
+        )
     failure: DivergenceError | None = None
     with (
         isolated_rng(plan.seed, plan.device) as generator,
@@ -218,6 +207,40 @@ def _some(latents: Tensor | LatentStore) -> Tensor:
     n = min(ROWS, len(latents))
     some = latents[:n] if isinstance(latents, Tensor) else latents.read(0, n)
     return some.reshape(n, -1)
+
+
+def _open_checkpoint(
+    path: Path,
+    data: Prepared,
+    plan: Plan,
+    *,
+    method: str,
+    options: dict[str, Any],
+    distribution: str,
+) -> Checkpoint:
+    """Open the checkpoint of a fit; the file's, if there is one, has to be of this very fit.
+
+    Raises:
+        ForeignCheckpoint: It is another's.
+        DamagedCheckpoint: It is damaged.
+    """
+    workers = plan.workers
+    fit = {
+        "method": method,
+        "options": options,
+        "seed": plan.seed,
+        "batch_size": plan.batch_size,
+        "processes": workers.count,
+        "device": plan.device.type,
+        "latents": list(data.rows.shape),
+        "versions": {
+            "latentfit": __version__,
+            "torch": version("torch"),
+            "plugin": distribution,
+        },
+        "latents' SHA-256": workers.first(_digest(data) if workers.is_first else None),
+    }
+    return Checkpoint(path, json.loads(json.dumps(fit)), workers)  # tuples are lists in a file
 
 
 def _digest(data: Prepared) -> str:

@@ -22,7 +22,7 @@ FILE, CARD = "sampler.safetensors", "README.md"
 
 def save_pretrained(sampler: LatentSampler, directory: str | os.PathLike[str], **card: Any) -> Path:
     """Write a sampler and its model card to a folder; see :meth:`LatentSampler.save_pretrained`."""
-    text = model_card(sampler, **card)
+    text = _card_of(sampler, card)
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
     sampler.save(folder / FILE)
@@ -79,7 +79,7 @@ def push_to_hub(
     import tempfile
 
     hub = _hub()
-    text = model_card(sampler, **card)  # what is wrong with it is told before anything is sent
+    text = _card_of(sampler, card)  # what is wrong with it is told before anything is sent
     api = hub.HfApi(token=token)
     made = api.create_repo(repo_id, private=private, exist_ok=True)
     if revision is not None:
@@ -155,6 +155,15 @@ def model_card(
         f"z = sampler.sample(64{condition})\nimages = sampler.generate(64{condition})\n```\n"
     )
     return "".join(parts)
+
+
+def _card_of(sampler: LatentSampler, card: Mapping[str, Any]) -> str:
+    """Write the card of what a user tells, whose names are looked at first."""
+    known = list(model_card.__kwdefaults__ or {})
+    for name in card:
+        if name not in known:
+            raise OptionError(f"Expected {', '.join(known)}, which the card tells; got {name!r}.")
+    return model_card(sampler, **card)
 
 
 def _told(card: Mapping[str, Any]) -> bool:

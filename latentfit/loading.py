@@ -23,7 +23,7 @@ from latentfit.sampler import DTYPES, LatentSampler, resolve_device
 from latentfit.sampler_base import Sampler
 from latentfit.transforms import Transform
 
-__all__ = ["build_plugin", "check_header", "load_sampler"]
+__all__ = ["build_plugin", "load_sampler"]
 
 _INFO: dict[str, tuple[type, ...]] = {  # what users of a sampler rely on
     "method": (str,),
@@ -73,7 +73,7 @@ def load_sampler(
     decoding = None if decoder is None else decoder_of(decoder)
     target = resolve_device("cpu" if device is None else device)
     tensors, header = read_tensors(path)
-    info, history = check_header(header, path)
+    info, history = _checked_header(header, path)
     method, shape, n = info["method"], info["shape"], info["n"]
     options, transform_name = info["options"], info["transform"]
     described, class_name = info.get("condition"), info.get("transform_class")
@@ -115,7 +115,7 @@ def load_sampler(
             raise FileFormatError(
                 f"expected what {method!r} can be built with; {type(error).__name__}: {error}."
             ) from error
-        _load_state(plugin, parts["sampler"])
+        _load_state(plugin, state)
     except LatentfitError as error:
         raise FileFormatError(f"{path}: {error}") from error
     return LatentSampler(
@@ -129,7 +129,7 @@ def load_sampler(
     )
 
 
-def check_header(
+def _checked_header(
     header: dict[str, Any], path: str | os.PathLike[str]
 ) -> tuple[dict[str, Any], dict[str, list[float]]]:
     """Check what a sampler's file tells of itself: its info, and its training curves.

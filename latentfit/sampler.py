@@ -249,7 +249,7 @@ class LatentSampler:
         """
         from latentfit.hub import save_pretrained
 
-        return save_pretrained(self, directory, **_card(card))
+        return save_pretrained(self, directory, **card)
 
     @classmethod
     def from_pretrained(
@@ -332,7 +332,7 @@ class LatentSampler:
             token=token,
             revision=revision,
             commit_message=commit_message,
-            **_card(card),
+            **card,
         )
 
     def _context(self, condition: Any, n: int) -> Tensor | None:
@@ -402,15 +402,6 @@ def _chunks(rows: Tensor, context: Tensor | None) -> Iterator[tuple[Tensor, tupl
     parts = rows.split(_CHUNK)
     contexts = ((),) * len(parts) if context is None else zip(context.split(_CHUNK), strict=True)
     yield from zip(parts, contexts, strict=True)
-
-
-def _card(card: dict[str, Any]) -> dict[str, Any]:
-    """Check the names of what a model card is told."""
-    known = ("encoder", "dataset", "license", "metrics")
-    for name in card:
-        if name not in known:
-            raise OptionError(f"Expected {', '.join(known)}, which the card tells; got {name!r}.")
-    return card
 
 
 def _check_number(n: Any) -> int:

@@ -41,9 +41,7 @@ _PART = 1 << 22  # the same where no gradient is kept
 _GUIDANCE = (0.0, 0.2, 0.4, 0.6)  # to choose from,
 _JUDGES, _LEAST_JUDGES = 4096, 256  # by so many held-out rows at most and at least,
 _JUDGED = 1 << 24  # values of them,
-_JUDGES_A_SECOND = (
-    160  # that are left for it: four tries with so many take about that time on a core
-)
+_JUDGES_A_SECOND = 160  # of the time for it: four tries with so many take about that on a core
 _SHARE, _MOST = 0.15, 45.0  # of the time that a fit may take, and seconds of it, at most
 _TOLD = 0.55  # up to this area under the curve of a classifier that tells samples from them
 _DENSE = 1024  # columns up to which the D * D numbers of principal axes are worth their size
