@@ -53,6 +53,7 @@ class Batches:
     Attributes:
         total: The number of batches, or None where nobody knows.
         size: Rows in a batch, as far as that is known beforehand.
+        are_copies: Whether batches are in memory of their own, so that writing to one changes no dataset.
 
     Raises:
         DataError: It is no dataset.
@@ -61,6 +62,7 @@ class Batches:
     def __init__(self, dataset: Any, batch_size: int) -> None:
         self.total: int | None = None
         self.size = batch_size
+        self.are_copies = False
         self._at: Callable[[int], Any] | None = None
         self._looks_single = isinstance(dataset, list | tuple)
         if isinstance(dataset, Mapping):
@@ -87,6 +89,8 @@ class Batches:
                 f"Expected dataset as {_DATASETS}; got {type(dataset).__name__}.{remedy}"
             )
         self._items: Any = dataset
+        if type(dataset) is DataLoader:  # torch's own collation stacks, which copies
+            self.are_copies = dataset.collate_fn in (_collate, default_collate)
         if not isinstance(dataset, DataLoader):
             self._looks_single = True  # whose items may be; they are looked at
         elif dataset.batch_size:

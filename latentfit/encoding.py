@@ -60,7 +60,7 @@ def encode(
     with isolated_rng(seed, device), Bar(encoding.verb, progress) as bar:
         for index, item in batches.select(workers.owns, lambda i: reseed(seed, i, device)):
             bar.show(index, batches.total)
-            latents = encoding.latents(index, input_of(item))
+            latents = encoding.latents(index, input_of(item), is_copy=batches.are_copies)
             if len(latents):
                 own = labels_of(item, len(latents)) if labels else None
                 parts.append((index, latents, own))
@@ -97,12 +97,13 @@ class Encoding:
             return "leave these rows out"
         return "if the encoder runs in half precision, run it in float32"
 
-    def latents(self, index: int, batch: Tensor) -> Tensor:
+    def latents(self, index: int, batch: Tensor, *, is_copy: bool = False) -> Tensor:
         """Encode a batch.
 
         Args:
             index: Its number, for messages.
             batch: Inputs (n, ...).
+            is_copy: Whether the encoder may write over them; it gets a copy otherwise.
 
         Returns:
             Latents (n, *shape) on the CPU.
@@ -113,7 +114,7 @@ class Encoding:
         """
         if self.encoder is not None:
             given = f"{tuple(batch.shape)} {batch.dtype}"
-            batch = self._copy(batch)  # of the user's data, which an encoder may write over
+            batch = batch.detach() if is_copy else self._copy(batch)
             try:
                 with torch.inference_mode():
                     batch = self.encoder(batch)

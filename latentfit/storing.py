@@ -7,6 +7,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -92,9 +93,13 @@ def fill_store(
         if workers.is_first:
             _clear(folder)
         workers.wait()
-        filling = _Filling(folder, fingerprint, Encoding(encoder), labels)
-        each = max(1, SHARD_ROWS // batches.size)
-        with isolated_rng(seed, device), Bar(filling.encoding.verb, progress) as bar:
+        encoding, each = Encoding(encoder), max(1, SHARD_ROWS // batches.size)
+        with (
+            ThreadPoolExecutor(1, "latentfit-hashing") as hashing,
+            isolated_rng(seed, device),
+            Bar(encoding.verb, progress) as bar,
+        ):
+            filling = _Filling(folder, fingerprint, encoding, labels, hashing)
             for index, item in batches.select(
                 lambda i: workers.owns(i // each), lambda i: reseed(seed, i, device)
             ):
@@ -115,8 +120,10 @@ class _Filling:
     _agree: bool  # whether all batches of the file so far are those that it was made of
     _sizes: list[int]  # rows of the file's batches
 
-    def __init__(self, folder: Path, fingerprint: str, encoding: Encoding, labels: bool) -> None:
-        self.folder, self.encoding = folder, encoding
+    def __init__(
+        self, folder: Path, fingerprint: str, encoding: Encoding, labels: bool, hashing: Executor
+    ) -> None:
+        self.folder, self.encoding, self._hashing = folder, encoding, hashing
         self.prefix = hashlib.sha256(fingerprint.encode()).hexdigest()[:16]
         self.entries: list[dict[str, Any]] = []
         self.seen = 0  # rows
@@ -131,19 +138,18 @@ class _Filling:
         inputs = input_of(item)
         n = 0 if inputs.ndim == 0 else len(inputs)
         labels = self._labels(item, n)
-        digest = _digest(inputs, labels)
+        digest = self._hashing.submit(_digest, inputs, labels)  # while the encoder works
         place, start = len(self._hashes), sum(self._sizes)
-        self._hashes.append(digest)
-        self._sizes.append(n)
-        if self._known[place : place + 1] == [(digest, n)] and self._agree:
+        self._agree = self._agree and self._known[place : place + 1] == [(digest.result(), n)]
+        if self._agree:
             self._latents.append((start, start + n))
-            self._label_parts.append(labels)
         else:
-            self._agree = False
-            latents = self.encoding.latents(index, inputs)
+            latents = self.encoding.latents(index, inputs)  # of a copy: the inputs are being read
             check_finite(latents, "latents", self.encoding.remedy + _KEPT, start=self.seen)
             self._latents.append(latents)
-            self._label_parts.append(labels)
+        self._hashes.append(digest.result())
+        self._sizes.append(n)
+        self._label_parts.append(labels)
         self.seen += n
 
     def finish(self) -> None:

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 from latentfit.encoding import encode as encode_with_labels
 from latentfit.errors import DataError, EncoderOutputError, NonFiniteError
 from latentfit.models import encoder_of
+from latentfit.storing import fill_store
 
 
 def encode(*arguments: Any, **options: Any) -> Tensor:
@@ -327,11 +328,59 @@ def test_latents_of_the_users_own_get_a_remedy_of_theirs() -> None:
         encode(None, x, batch_size=10)
 
 
-def test_an_encoder_that_writes_over_later_batches_only_gets_copies_too() -> None:
+def _as_is(items: list[Any]) -> Any:
+    """Collate one slice of the user's own memory."""
+    return items[0]
+
+
+class _Whole(Dataset[Any]):
+    """Items are slices of the user's memory, each a batch."""
+
+    def __init__(self, rows: Tensor) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> Any:
+        return self.rows[25 * index : 25 * index + 25]
+
+
+@pytest.mark.parametrize("stored", [False, True], ids=["in memory", "into a store"])
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda x: x,
+        lambda x: x.numpy(),
+        lambda x: {"x": x},
+        lambda x: x.split(25),
+        lambda x: TensorDataset(x),
+        lambda x: DataLoader(TensorDataset(x), batch_size=25),
+        lambda x: DataLoader(TensorDataset(x), batch_size=1),
+        lambda x: DataLoader(_Whole(x), batch_size=1, collate_fn=_as_is),
+    ],
+    ids=[
+        "tensor",
+        "array",
+        "dict",
+        "batches",
+        "dataset",
+        "loader",
+        "loader of one",
+        "own collation",
+    ],
+)
+def test_an_encoder_that_writes_over_later_batches_changes_no_dataset(
+    wrap: Callable[[Tensor], Any], stored: bool, tmp_path: Path
+) -> None:
     data = torch.cat((X.abs(), -X.abs(), X.abs(), -X.abs()))
-    before = data.clone()
-    encode(encoder_of(nn.ReLU(inplace=True)), data, batch_size=25)
+    before, encoder = data.clone(), encoder_of(nn.ReLU(inplace=True))
+    if stored:
+        found = fill_store(tmp_path / "s", encoder, wrap(data), batch_size=25).read(0, 100)
+    else:
+        found = encode(encoder, wrap(data), batch_size=25)
     assert torch.equal(data, before)
+    assert torch.equal(found, before.relu())
 
 
 def test_sparse_batches_are_refused() -> None:
