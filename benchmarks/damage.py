@@ -2,8 +2,8 @@
 
     python benchmarks/damage.py [--files 10000] [--seed 0] [--out FOLDER]
 
-Each starts as a good file of the folder of golden ones. Damage is of the bytes: bits flipped, pieces cut out,
-repeated, swapped or taken from another file, and one file cut at each byte of its header. Forgeries are of
+Each starts as a good file, most of them of the golden ones. Damage is of the bytes: bits flipped, pieces cut
+out, repeated, swapped or taken from another file, and one file cut at each byte of its header. Forgeries are of
 the header, of the table of tensors and of the tensors themselves, with the right digest, as whoever forges
 a file computes it anew. Whatever is in a file, `load_sampler` gives a sampler that draws, or raises one of
 latentfit's own errors; in little time and memory, running nothing. Writes damage.json to the folder.
@@ -16,11 +16,13 @@ from __future__ import annotations
 import argparse
 import copy
 import hashlib
+import itertools
 import json
 import os
 import pickle
 import random
 import resource
+import signal
 import tempfile
 import time
 import traceback
@@ -31,16 +33,58 @@ from typing import Any
 
 import torch
 
-from latentfit import load_sampler
+from latentfit import fit_latent_sampler, load_sampler
 from latentfit.errors import LatentfitError
 from latentfit.persistence import read_tensors, write_tensors
 
+MOST_SECONDS = 10  # that one file may take
 GOLDEN = Path(__file__).parents[1] / "tests" / "golden"
 HOSTILE = [
-    *(None, True, -1, 0, 1, 2**31, 2**63, 2**64, 10**30, 0.5, -1e308, 1e308, "", "../../etc/passwd"),
-    *("os.system", "\0", "x" * 10_000, [], {}, [[]], [0], [-1, 2**62], {"__class__": "x"}, [1] * 1000),
+    *(
+        None,
+        True,
+        -1,
+        0,
+        1,
+        2**31,
+        2**63,
+        2**64,
+        10**30,
+        0.5,
+        -1e308,
+        1e308,
+        "",
+        "../../etc/passwd",
+    ),
+    *(
+        "os.system",
+        "\0",
+        "x" * 10_000,
+        [],
+        {},
+        [[]],
+        [0],
+        [-1, 2**62],
+        {"__class__": "x"},
+        [1] * 1000,
+    ),
 ]
-DTYPES = ["F64", "F32", "F16", "BF16", "I64", "I32", "U8", "BOOL", "F8_E4M3", "C64", "", "X" * 99, 5, None]
+DTYPES = [
+    "F64",
+    "F32",
+    "F16",
+    "BF16",
+    "I64",
+    "I32",
+    "U8",
+    "BOOL",
+    "F8_E4M3",
+    "C64",
+    "",
+    "X" * 99,
+    5,
+    None,
+]
 
 
 # --- damage of the bytes ---
@@ -113,8 +157,9 @@ DAMAGE = (flip, overwrite, cut_off, cut_out, insert, repeat, swap, splice, lengt
 
 def places(tree: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     """Yield the places of all values in nested dicts and lists."""
-    members: Any = tree.items() if isinstance(tree, dict) else enumerate(tree)
-    for key, value in members if isinstance(tree, dict | list) else ():
+    if isinstance(tree, list):
+        tree = dict(enumerate(tree))
+    for key, value in tree.items() if isinstance(tree, dict) else ():
         yield (*at, key)
         yield from places(value, (*at, key))
 
@@ -138,7 +183,7 @@ def forged_header(path: Path, source: Path, rng: random.Random) -> None:
     scalars = [value for _, value in _leaves(header)]
 
     def value(old: Any) -> Any:
-        if isinstance(old, int | float) and rng.random() < 0.4:
+        if isinstance(old, int | float) and abs(old) < 1e200 and rng.random() < 0.4:
             return old * rng.choice([-1, 0, 2, 1000, 10**9]) + rng.choice([0, 1, -1])
         return copy.deepcopy(rng.choice(HOSTILE if rng.random() < 0.7 else scalars))
 
@@ -270,7 +315,10 @@ def outcome(path: Path) -> str:
     except LatentfitError as error:
         return type(error).__name__
     repr(sampler)
-    condition = 0 if sampler.info.get("condition") else None
+    described = sampler.info.get("condition") or {"kind": None}
+    condition = {None: None, "classes": 0, "vector": [0.0] * described.get("dim", 0)}[
+        described["kind"]
+    ]
     try:
         drawn = sampler.sample(2, seed=0, condition=condition)
     except LatentfitError as error:
@@ -302,13 +350,35 @@ def cases(golden: list[Path], n: int, seed: int, path: Path) -> Iterator[str]:
         yield change.__name__.replace("_", " ")
 
 
+def good_files(folder: Path) -> list[Path]:
+    """The golden files, and some with what these don't have: vectors as conditions, other transforms."""
+    files = sorted(GOLDEN.glob("*.safetensors"))
+    x = torch.randn(200, 3, generator=torch.Generator().manual_seed(0)).cumsum(1)
+    for method, transform in itertools.product(("gmm", "kde"), ("whiten", "standardize", "none")):
+        files.append(folder / f"{method}-{transform}.safetensors")
+        sampler = fit_latent_sampler(
+            None, x, method=method, transform=transform, condition=x[:, :2].clone()
+        )
+        sampler.save(files[-1])
+    return files
+
+
+def too_long(*_: Any) -> None:
+    """End what takes too long.
+
+    Raises:
+        TimeoutError: Always.
+    """
+    raise TimeoutError(f"longer than {MOST_SECONDS} s")
+
+
 def measure(n: int, seed: int) -> dict[str, Any]:
     """Load them all."""
-    golden = sorted(GOLDEN.glob("*.safetensors"))
+    signal.signal(signal.SIGALRM, too_long)
     outcomes: dict[str, Counter[str]] = {}
     failures, longest = [], 0.0
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "file.safetensors")
+        path, golden = Path(folder, "file.safetensors"), good_files(Path(folder))
         for file in golden:
             if outcome(file) != "a sampler":
                 raise AssertionError(f"{file} is no good file")
@@ -316,7 +386,9 @@ def measure(n: int, seed: int) -> dict[str, Any]:
         for number, kind in enumerate(cases(golden, n, seed, path)):
             began = time.perf_counter()
             try:
+                signal.alarm(MOST_SECONDS)
                 found = outcome(path)
+                signal.alarm(0)
             except Exception:  # of any kind: this is what is looked for
                 found = "another error"
                 kept = Path(f"failure-{seed}-{number}.safetensors")
@@ -330,7 +402,7 @@ def measure(n: int, seed: int) -> dict[str, Any]:
     return {
         "files": sum(sum(found.values()) for found in outcomes.values()),
         "seed": seed,
-        "golden": len(golden),
+        "good_files": len(golden),
         "outcomes": {kind: dict(found) for kind, found in outcomes.items()},
         "damaged_files_taken": sum(found["a sampler"] for found in damaged.values()),
         "failures": failures,

@@ -2,12 +2,12 @@
 
     python benchmarks/kills.py [saves] [checkpoints] [stores] [--kills 200] [--seed 0] [--out FOLDER]
 
-- saves: a process saves two samplers onto one file in turns. After each kill the file is one of the two, whole.
-- checkpoints: a process fits and writes its checkpoint at every step that may be its last. After each kill the
-  same call goes on; what it comes to, any number of kills later, is bit for bit the fit that nobody killed.
-- stores: a process encodes into a store, then another encoder into the same one, and so on. After each kill the
-  store is complete, of the encoder before or of this one, or says that it is not; when it is complete, it is
-  what the encoder makes.
+- saves: a process saves two samplers onto one file in turns. After each kill the file is one of them, whole.
+- checkpoints: a process fits and writes its checkpoint at every step. After each kill the same call goes on;
+  what it comes to, any number of kills later, is bit for bit the fit that nobody killed.
+- stores: a process encodes into a new store, then another encoder into the same one. After each kill the
+  store is complete, of the encoder before or of this one, or says that it is not; when it is complete, it
+  is what the encoder makes.
 
 A kill is SIGKILL. Between two that hit the same piece of work, the process starts anew and goes on. Writes
 kills.json to the folder.
@@ -20,6 +20,7 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import tempfile
 import time
@@ -38,7 +39,7 @@ from latentfit.persistence import CHECKPOINT, read_tensors
 from latentfit.storing import fill_store
 
 ROWS = torch.randn(40_000, 8, generator=torch.Generator().manual_seed(0)).cumsum(1)
-FIT = {"method": "realnvp", "steps": 150, "layers": 2, "hidden": (16,), "components": 4}
+FIT = {"method": "realnvp", "steps": 1500, "layers": 2, "hidden": (16,), "components": 4}
 
 
 def run_and_kill(work: Callable[..., None], words: tuple[Any, ...], seconds: float) -> bool:
@@ -49,7 +50,9 @@ def run_and_kill(work: Callable[..., None], words: tuple[Any, ...], seconds: flo
     """
     # A fork has all modules there already, so that most instants are those of the work.
     ready, child_ready = multiprocessing.get_context("fork").Pipe()
-    process = multiprocessing.get_context("fork").Process(target=_child, args=(work, words, child_ready))
+    process = multiprocessing.get_context("fork").Process(
+        target=_child, args=(work, words, child_ready)
+    )
     process.start()
     ready.recv()
     process.join(seconds)
@@ -148,7 +151,7 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Encode rows (n, 8) to (n, 5)."""
-        time.sleep(0.002)
+        time.sleep(0.003)
         encoded: Tensor = x @ self.weight
         return encoded
 
@@ -170,10 +173,9 @@ def kill_stores(kills: int, rng: random.Random, folder: Path) -> dict[str, Any]:
     counts = {"complete": 0, "incomplete_and_says_so": 0, "right": 0, "fillings_that_ended": 0}
     done = number = 0
     while done < kills:
-        over = run_and_kill(fill, (store, number % 2), rng.uniform(0, 0.25))
+        over = run_and_kill(fill, (store, number % 2), rng.uniform(0, 0.3))
         done += not over
         counts["fillings_that_ended"] += over
-        number += over
         try:
             found = LatentStore(store)
             found.verify()
@@ -184,6 +186,9 @@ def kill_stores(kills: int, rng: random.Random, folder: Path) -> dict[str, Any]:
         else:
             counts["complete"] += 1
             counts["right"] += torch.equal(found.read(0, len(found)), made[found.encoder])
+        number += over
+        if over and number % 2 == 0:
+            shutil.rmtree(store)
     return {"kills": done, **counts}
 
 

@@ -114,14 +114,9 @@ class Classes(Condition):
     @classmethod
     def from_state(cls, state: dict[str, Tensor]) -> Classes:
         """Rebuild it."""
-        values = state.get("classes")
-        ascending = values is not None and values.ndim == 1 and bool((values.diff() > 0).all())
-        if (
-            set(state) != {"classes"}
-            or values is None
-            or not ascending
-            or values.dtype != torch.int64
-        ):
+        values = state.get("classes", torch.zeros(0))
+        plain = set(state) == {"classes"} and values.dtype == torch.int64 and values.ndim == 1
+        if not plain or not len(values) or bool((values.diff() <= 0).any()):
             raise FileFormatError("Expected condition tensors: ascending int64 classes.")
         return cls(values)
 
@@ -187,16 +182,12 @@ class Vector(Condition):
     @classmethod
     def from_state(cls, state: dict[str, Tensor]) -> Vector:
         """Rebuild it."""
-        mean, scale = state.get("mean"), state.get("scale")
-        if (
-            set(state) != {"mean", "scale"}
-            or mean is None
-            or scale is None
-            or mean.ndim != 1
-            or mean.shape != scale.shape
-            or not all(bool(t.isfinite().all()) for t in (mean, scale))
-            or not bool((scale > 0).all())
-        ):
+        none = torch.zeros(0)
+        mean, scale = state.get("mean", none), state.get("scale", none)
+        plain = set(state) == {"mean", "scale"} and {mean.dtype, scale.dtype} == {torch.float64}
+        if not plain or mean.ndim != 1 or not len(mean) or mean.shape != scale.shape:
+            raise FileFormatError("Expected condition tensors: float64 mean and scale (C,).")
+        if not bool((mean.isfinite() & scale.isfinite() & (scale > 0)).all()):
             raise FileFormatError("Expected condition tensors: finite mean and scale > 0 (C,).")
         return cls(mean, scale)
 

@@ -91,6 +91,11 @@ def load_sampler(
         if condition_class is None and parts["condition"]:
             raise FileFormatError("expected no condition's tensors; the header has no condition.")
         condition = condition_class.from_state(parts["condition"]) if condition_class else None
+        if condition is not None and {**(described or {}), **condition.describe()} != described:
+            raise FileFormatError(
+                f"expected a condition as the header describes it, {described!r:.200}; got "
+                f"{condition.describe()!r:.200}."
+            )
         if condition is not None and condition.kind not in plugin_class.conditions:
             raise FileFormatError(
                 f"{method!r} can't be conditioned on {condition.kind!r}. Was it saved by another version?"
@@ -126,6 +131,7 @@ def load_sampler(
         device=target,
         decoder=decoding,
         condition=condition,
+        file=str(path),
     )
 
 

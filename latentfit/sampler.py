@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from latentfit.errors import (
     DataError,
     DecoderUnavailable,
     DensityUnavailable,
+    FileFormatError,
+    LatentfitError,
     OptionError,
 )
 from latentfit.models import Model
@@ -59,7 +62,9 @@ class LatentSampler:
         device: torch.device,
         decoder: Model | None = None,
         condition: Condition | None = None,
+        file: str | None = None,
     ) -> None:
+        self._file = file  # that it was loaded from
         self._plugin = plugin.requires_grad_(False).eval()
         plugin.zero_grad(set_to_none=True)  # the training's last gradients
         self._transform = transform
@@ -127,6 +132,7 @@ class LatentSampler:
             OptionError: n or seed is not such a number, n latents do not fit in memory, or a condition
                 that is missing, unknown or not wanted.
             NonFiniteError: The fitted method drew NaN or infinity.
+            FileFormatError: It was loaded from a file whose numbers the method can't use.
         """
         n = _check_number(n)
         context = self._context(condition, n)
@@ -135,6 +141,7 @@ class LatentSampler:
             isolated_rng(check_seed(seed), self.device) as generator,
             plugin_defaults(self.device),
             torch.no_grad(),
+            self._blaming_the_file(),
         ):
             for part, given in _chunks(rows, context):
                 drawn = self._plugin.sample(len(part), generator, *given)
@@ -161,6 +168,7 @@ class LatentSampler:
             DataError: z has another shape.
             NonFiniteError: z holds NaN or infinity.
             OptionError: A condition that is missing, unknown or not wanted.
+            FileFormatError: It was loaded from a file whose numbers the method can't use.
         """
         if not self.has_density:
             raise DensityUnavailable(
@@ -171,7 +179,7 @@ class LatentSampler:
         if not len(latents):
             return torch.zeros(0, dtype=torch.float32, device=self.device)
         parts = []
-        with plugin_defaults(self.device):
+        with plugin_defaults(self.device), self._blaming_the_file():
             for part, given in _chunks(latents.reshape(len(latents), self.dim), context):
                 rows = self._transform.forward(part)
                 far = ~(rows.detach().abs().amax(1) < _FAR)  # or no longer finite
@@ -183,6 +191,21 @@ class LatentSampler:
     def score_samples(self, z: Tensor | np.ndarray[Any, Any], *, condition: Any = None) -> Tensor:
         """Do what :meth:`log_prob` does; scikit-learn's name for it."""
         return self.log_prob(z, condition=condition)
+
+    @contextmanager
+    def _blaming_the_file(self) -> Iterator[None]:
+        """Tell of the file, if it was loaded from one, where its method fails: the numbers are the file's."""
+        try:
+            yield
+        except (LatentfitError, MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            if self._file is None:
+                raise
+            raise FileFormatError(
+                f"{self._file}: expected numbers that {self.method!r} can use; {type(error).__name__}: "
+                f"{error}."
+            ) from error
 
     def decode(self, z: Tensor | np.ndarray[Any, Any]) -> Tensor:
         r"""Decode latents (n, \*shape) with the decoder, in eval mode; differentiable in z.

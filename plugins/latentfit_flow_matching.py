@@ -32,6 +32,7 @@ from latentfit.plugin import (
 __all__ = ["FlowMatching", "VelocityField"]
 
 _Count = Annotated[int, Interval(1)]
+_Work = Annotated[int, Interval(1, 1000)]  # of each draw: a file that asks for more would never end
 _FEW = 16  # columns up to which a mixture describes the rows well enough to start from it
 _EXACT = 64  # columns up to which the divergence is
 _PATHS = 2  # to each row of a minibatch
@@ -102,8 +103,8 @@ class FlowMatching(Sampler):
         components: _Count | None = None,
         steps: _Count | None = None,
         learning_rate: Annotated[float, Interval(0, open_low=True)] | None = None,
-        solver_steps: _Count = 6,
-        probes: _Count = 16,
+        solver_steps: _Work = 6,
+        probes: _Work = 16,
         network: Literal["auto", "mlp", "conv"] = "auto",
         channels: _Count = 64,
         precision: Literal["auto", "float32", "bfloat16"] = "auto",

@@ -116,7 +116,8 @@ class GMM(Sampler):
 
     def _fitted(self) -> GaussianMixture:
         """The components in use; the others cost nothing."""
-        return self.mixture.head(components=int(self.used))
+        used = int(self.used.clamp(1, self.mixture.components))  # a file may claim any number
+        return self.mixture.head(components=used)
 
     def _join(self, rows: Tensor, context: Tensor | None) -> _Rows:
         if self.given and context is not None:
