@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from latentfit.arguments import check_callable, check_kind, check_number, check_whole, told
 from latentfit.checkpoint import State, load_module, optimiser_state, restore_optimiser
-from latentfit.errors import DivergenceError
+from latentfit.errors import DivergenceError, OptionError
+from latentfit.options import Interval
 from latentfit.rows import Rows
-from latentfit.training import ParameterAverage, Run, adam
+from latentfit.training import ParameterAverage, Run, adam, check_training
 
 __all__ = ["train_adversarially"]
 
@@ -68,9 +71,22 @@ def train_adversarially(
         ema: The average's decay.
 
     Raises:
+        OptionError: An argument that does not fit; DataError for rows.
         DivergenceError: The losses or the samples are no longer finite; the generator has the last averaged
             weights that were.
     """
+    for name, module in (("generator", generator), ("critic", critic)):
+        check_kind(name, module, nn.Module, "an nn.Module")
+    functions = {"draw": draw, "critic_loss": critic_loss, "generator_loss": generator_loss}
+    for name, function in functions.items():
+        check_callable(name, function)
+    steps, learning_rate, ema = check_training(rows, held_out, run, steps, learning_rate, ema)
+    critic_steps = check_whole("critic_steps", critic_steps, 1)
+    given: Any = betas
+    if not isinstance(given, tuple | list) or len(given) != 2:
+        raise OptionError(f"Expected betas as two numbers in [0, 1); got {told(given)}.")
+    first, second = (check_number("betas", b, Interval(0, 1, open_high=True)) for b in given)
+    betas = (first, second)
     phase = run.phase("adversarial training")
     if phase.is_over:
         phase.restore(lambda state, _: load_module(generator, state["generator"]))

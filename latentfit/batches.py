@@ -19,6 +19,7 @@ from torch.utils.data import (
     default_collate,
 )
 
+from latentfit.arguments import told
 from latentfit.condition import as_labels
 from latentfit.errors import DataError, OptionError
 from latentfit.outputs import as_array, from_array
@@ -71,7 +72,9 @@ class Batches:
             dataset = as_array(dataset)
         if isinstance(dataset, _Columns | Tensor | np.ndarray):
             if isinstance(dataset, Tensor | np.ndarray) and dataset.ndim == 0:
-                raise DataError("Expected a dataset of shape (N, ...); got a scalar.")
+                raise DataError(
+                    f"Expected a dataset of shape (N, ...); got a scalar, {told(dataset)}."
+                )
             if isinstance(dataset, Tensor):
                 check_dense(dataset)
             rows: Any = dataset
@@ -165,14 +168,20 @@ class Batches:
                 yield index, item
 
 
-def check_dense(tensor: Tensor) -> None:
+def check_dense(tensor: Tensor, what: str = "the dataset") -> None:
     """Refuse a sparse tensor.
+
+    Args:
+        tensor: The tensor.
+        what: What it is called in the message.
 
     Raises:
         DataError: It is one.
     """
     if tensor.layout != torch.strided:
-        raise DataError(f"Expected a dense tensor; got {tensor.layout}. Use x.to_dense().")
+        raise DataError(
+            f"Expected {what} as a dense tensor; got {tensor.layout}. Use x.to_dense()."
+        )
 
 
 class _Columns:
@@ -252,13 +261,15 @@ def input_of(item: Any) -> Tensor:
         named = [key for key in _INPUT_KEYS if key in arrays]
         if len(arrays) != 1 and not named:
             raise DataError(
-                f"Expected dict items with one tensor, or with one called {', '.join(_INPUT_KEYS)}; got the "
-                f"keys {', '.join(map(repr, item)) or 'none'}."
+                "Expected dict items in the dataset with one tensor, or with one called "
+                f"{', '.join(_INPUT_KEYS)}; got the keys {', '.join(map(repr, item)) or 'none'}."
             )
         item = item[named[0] if named else arrays[0]]
     elif isinstance(item, tuple | list):
         if not item:
-            raise DataError("Expected items x, (x, y) or dicts; got an empty tuple or list.")
+            raise DataError(
+                "Expected items x, (x, y) or dicts in the dataset; got an empty tuple or list."
+            )
         item = item[0]
     if not isinstance(item, Tensor) and hasattr(item, "__array__"):
         item = as_array(item)
@@ -266,7 +277,9 @@ def input_of(item: Any) -> Tensor:
         try:
             return from_array(item)
         except TypeError:
-            raise DataError(f"Expected an array of numbers; got dtype {item.dtype}.") from None
+            raise DataError(
+                f"Expected the dataset as an array of numbers; got dtype {item.dtype}."
+            ) from None
     if isinstance(item, Tensor):
         check_dense(item)
     else:

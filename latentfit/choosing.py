@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from latentfit.affine import Identity, Standardize, is_image
+from latentfit.arguments import told
 from latentfit.custom import told_of
 from latentfit.encoding import check_finite
 from latentfit.errors import FileFormatError, LatentfitError, OptionError
@@ -55,7 +56,7 @@ def check_transform(transform: Any) -> None:
     listed = ", ".join(repr(name) for name in (AUTO, *TRANSFORMS))
     raise OptionError(
         f"Expected transform as one of {listed}, or an object of a class derived from "
-        f"latentfit.transforms.Transform; got {transform!r}."
+        f"latentfit.transforms.Transform; got {told(transform)}."
     )
 
 
@@ -161,7 +162,7 @@ def saved_transform(name: str, given: Transform | None, class_name: str | None) 
     if given is not None and not isinstance(given, Transform):
         raise OptionError(
             "Expected transform as an object of a class derived from latentfit.transforms.Transform; got "
-            f"{given!r}."
+            f"{told(given)}."
         )
     if name == CUSTOM:
         if given is None:
@@ -179,7 +180,7 @@ def saved_transform(name: str, given: Transform | None, class_name: str | None) 
         return copy.deepcopy(given)
     if given is not None:
         raise OptionError(
-            f"Expected no transform, as the sampler was fitted with {name!r}; got {given!r}."
+            f"Expected no transform, as the sampler was fitted with {name!r}; got {told(given)}."
         )
     return TRANSFORMS[name]()
 

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from latentfit.arguments import told
 from latentfit.errors import DataError, FileFormatError, OptionError
 from latentfit.outputs import as_array, from_array
 
@@ -98,7 +99,7 @@ class Classes(Condition):
         labels = _numbers(value, self.expected(n))
         floating = labels.is_floating_point() and labels.numel() > 0  # NumPy makes [] a float
         if floating or labels.shape not in ((), (n,)):
-            raise OptionError(f"Expected condition as {self.expected(n)}; got {_told(value)}.")
+            raise OptionError(f"Expected condition as {self.expected(n)}; got {told(value)}.")
         labels = labels.long().expand(n)
         index = torch.searchsorted(self.values, labels.contiguous()).clamp_max(self.dim - 1)
         unknown = self.values[index] != labels
@@ -172,7 +173,7 @@ class Vector(Condition):
         if numbers.shape == (1, self.dim):
             numbers = numbers[0]
         if numbers.shape not in ((self.dim,), (n, self.dim)) or not bool(numbers.isfinite().all()):
-            raise OptionError(f"Expected condition as {expected}; got {_told(value)}.")
+            raise OptionError(f"Expected condition as {expected}; got {told(value)}.")
         return ((numbers - self.mean) / self.scale).float().expand(n, self.dim).contiguous()
 
     def state(self) -> dict[str, Tensor]:
@@ -203,12 +204,13 @@ class Vector(Condition):
 CONDITIONS: dict[str, type[Condition]] = {c.kind: c for c in (Classes, Vector)}
 
 
-def as_labels(value: Any, n: int | None = None) -> Tensor:
+def as_labels(value: Any, n: int | None = None, name: str = "") -> Tensor:
     """Check labels of n rows: whole numbers (n,) are classes, floats (n,) or (n, C) vectors.
 
     Args:
         value: A tensor, an array or a list.
         n: How many there have to be; None if that is not known yet.
+        name: The argument that they came as, for messages.
 
     Returns:
         Labels on the CPU: int64 (n,), or floats (n, C).
@@ -216,15 +218,13 @@ def as_labels(value: Any, n: int | None = None) -> Tensor:
     Raises:
         DataError: Another shape or type, or values that are not finite.
     """
-    size = "N" if n is None else n
-    expected = (
-        f"{size} labels: whole numbers ({size},) for classes, or floats ({size},) or ({size}, C)"
-    )
+    size, of = "N" if n is None else n, f" as {name}" if name else ""
+    expected = f"{size} labels{of}: whole numbers ({size},) for classes, or floats ({size},) or ({size}, C)"
     try:
         labels = value if isinstance(value, Tensor) else from_array(as_array(value))
     except (TypeError, ValueError) as error:
         raise DataError(
-            f"Expected {expected}; got {_told(value)}. Number names with "
+            f"Expected {expected}; got {told(value)}. Number names with "
             "np.unique(names, return_inverse=True)[1]."
         ) from error
     labels = labels.detach().cpu()
@@ -258,15 +258,7 @@ def _numbers(value: Any, expected: str) -> Tensor:
     try:
         numbers = value.detach() if isinstance(value, Tensor) else from_array(as_array(value))
     except (TypeError, ValueError) as error:
-        raise OptionError(f"Expected condition as {expected}; got {_told(value)}.") from error
+        raise OptionError(f"Expected condition as {expected}; got {told(value)}.") from error
     if numbers.is_complex():
-        raise OptionError(f"Expected condition as {expected}; got {_told(value)}.")
+        raise OptionError(f"Expected condition as {expected}; got {told(value)}.")
     return numbers.cpu()
-
-
-def _told(value: Any) -> str:
-    shape = getattr(value, "shape", None)
-    if shape is not None and tuple(shape) != ():
-        return f"an array of {value.dtype} {tuple(shape)}"
-    text = repr(value)
-    return text if len(text) <= 100 else f"{text[:97]}..."

@@ -76,7 +76,7 @@ class EncoderOutputError(LatentfitError, TypeError):
 
 
 class OptionError(LatentfitError, ValueError):
-    """A method got an unknown option, or a value of the wrong type or out of range."""
+    """An unknown option, or an argument of the wrong type or out of range."""
 
 
 class NotFittedError(LatentfitError, RuntimeError):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import numbers
 import os
 from contextlib import nullcontext
 from pathlib import Path
@@ -12,21 +10,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from latentfit.arguments import check_flag, check_number, check_path, check_whole, told
 from latentfit.auto import AUTO, AutoOptions, fit_best, load_candidates
 from latentfit.choosing import check_transform
 from latentfit.condition import as_labels, kind_of
 from latentfit.diagnosis import warn_about
 from latentfit.encoding import device_of, encode
-from latentfit.errors import OptionError
+from latentfit.errors import OptionError, UnknownPluginError
 from latentfit.fitting import Plan, check_condition, fit_class
 from latentfit.models import Model, decoder_of, encoder_of
-from latentfit.options import resolve_options
+from latentfit.options import Interval, resolve_options
 from latentfit.outputs import Choice
 from latentfit.parallel import Workers, workers_of
 from latentfit.preparing import in_memory
 from latentfit.randomness import check_seed
 from latentfit.registry import load_sampler_class, sampler_distribution
 from latentfit.sampler import LatentSampler, resolve_device
+from latentfit.sampler_base import Sampler
 from latentfit.store import LatentStore
 from latentfit.storing import fill_store
 from latentfit.transforms import Transform
@@ -135,25 +135,32 @@ def fit_latent_sampler(
             "Expected a seed with checkpoint=, as the same call has to be the same fit; got seed=None."
         )
     seed = workers.first(check_seed(seed))
-    _check_arguments(validation, batch_size, progress, max_seconds)
-    plugin_class = None if method == AUTO else load_sampler_class(method)
+    validation = check_number(
+        "validation", validation, Interval(0, 1, open_high=True), noun="fraction"
+    )
+    batch_size = check_whole("batch_size", batch_size, 1)
+    progress = check_flag("progress", progress, optional=True)
+    max_seconds = check_number(
+        "max_seconds", max_seconds, Interval(0, open_low=True), optional=True
+    )
+    plugin_class = _class_of(method)
     resolved = resolve_options(plugin_class or AutoOptions, options, method=method)
     candidates = {} if plugin_class else load_candidates(resolved["methods"])
     check_transform(transform)
     if isinstance(dataset, LatentStore) and (encoder is not None or store is not None):
         raise OptionError(
             "Expected a LatentStore as dataset without an encoder and without store=: it holds latents; got "
-            f"encoder={type(encoder).__name__}, store={store!r}."
+            f"encoder={type(encoder).__name__}, store={told(store)}."
         )
     if encoder is None and not (output is None and autocast is None):
         raise OptionError(
             "Expected output=None and autocast=None, as there is no encoder (the dataset holds latents); got "
-            f"output={output!r}, autocast={autocast!r}."
+            f"output={told(output)}, autocast={told(autocast)}."
         )
     from_dataset = isinstance(condition, str)
     if from_dataset and condition != "labels":
-        raise OptionError(f"Expected condition as 'labels', labels or None; got {condition!r}.")
-    given = None if condition is None or from_dataset else as_labels(condition)
+        raise OptionError(f"Expected condition as 'labels', labels or None; got {told(condition)}.")
+    given = None if condition is None or from_dataset else as_labels(condition, name="condition")
     if plugin_class and given is not None:
         check_condition(plugin_class, kind_of(given), method)
     elif plugin_class and from_dataset and not plugin_class.conditions:
@@ -163,8 +170,8 @@ def fit_latent_sampler(
     origin = device_of(model, dataset)
     plan = Plan(
         transform=transform,
-        validation=float(validation),
-        batch_size=int(batch_size),
+        validation=validation,
+        batch_size=batch_size,
         device=resolve_device(origin if device is None else device),
         seed=seed,
         progress=progress if workers.is_first else False,
@@ -177,7 +184,7 @@ def fit_latent_sampler(
 
     latents, labels = _encoded(model, dataset, plan, store, from_dataset)
     if given is not None:
-        labels = as_labels(given, len(latents))
+        labels = as_labels(given, len(latents), name="condition")
     if workers.is_first:
         warn_about(latents, stacklevel=3)
     if plugin_class is None:
@@ -193,17 +200,14 @@ def fit_latent_sampler(
     )
 
 
-def _check_arguments(validation: Any, batch_size: Any, progress: Any, max_seconds: Any) -> None:
-    if not _is(validation, numbers.Real) or not 0 <= validation < 1:
-        raise OptionError(f"Expected validation as a fraction in [0, 1); got {validation!r:.80}.")
-    if not _is(batch_size, numbers.Integral) or batch_size < 1:
-        raise OptionError(f"Expected batch_size as a whole number >= 1; got {batch_size!r:.80}.")
-    if progress is not None and not isinstance(progress, bool):
-        raise OptionError(f"Expected progress as True, False or None; got {progress!r}.")
-    if max_seconds is not None and not (
-        _is(max_seconds, numbers.Real) and 0 < max_seconds < math.inf
-    ):
-        raise OptionError(f"Expected max_seconds as a number > 0 or None; got {max_seconds!r}.")
+def _class_of(method: Any) -> type[Sampler] | None:
+    """Load a method's class; None for "auto", which to the registry is no sampler, to a user a method."""
+    if isinstance(method, str) and method == AUTO:
+        return None
+    try:
+        return load_sampler_class(method)
+    except UnknownPluginError as error:
+        raise UnknownPluginError(f"{error} Or take 'auto', which fits several of them.") from None
 
 
 def _folder(path: str | os.PathLike[str], workers: Workers) -> Path:
@@ -212,19 +216,17 @@ def _folder(path: str | os.PathLike[str], workers: Workers) -> Path:
     Raises:
         OptionError: It is no path, or can't be made, in whichever process.
     """
-    told = ""
+    folder, problem = check_path("checkpoint", path, "a folder"), ""
     try:
         if workers.is_first:
-            Path(path).mkdir(parents=True, exist_ok=True)
-    except (OSError, TypeError) as error:
-        told = f"; {error}"
-    if told := workers.first(told):
-        raise OptionError(f"Expected checkpoint as the path of a folder; got {path!r}{told}.")
-    return Path(path)
-
-
-def _is(value: Any, kind: type) -> bool:
-    return isinstance(value, kind) and not isinstance(value, bool)
+            folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        problem = f"; {error}"
+    if problem := workers.first(problem):
+        raise OptionError(
+            f"Expected checkpoint as the path of a folder; got {told(path)}{problem}."
+        )
+    return folder
 
 
 def _encoded(

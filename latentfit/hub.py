@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from latentfit.arguments import check_flag, check_path, check_text, told
 from latentfit.errors import FileFormatError, OptionError
 from latentfit.loading import load_sampler
 from latentfit.persistence import atomic_path
@@ -22,8 +23,8 @@ FILE, CARD = "sampler.safetensors", "README.md"
 
 def save_pretrained(sampler: LatentSampler, directory: str | os.PathLike[str], **card: Any) -> Path:
     """Write a sampler and its model card to a folder; see :meth:`LatentSampler.save_pretrained`."""
+    folder = check_path("directory", directory, "a folder")
     text = _card_of(sampler, card)
-    folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
     sampler.save(folder / FILE)
     if _told(card) or not (folder / CARD).exists():  # what somebody has written stays
@@ -42,7 +43,11 @@ def from_pretrained(
     **loading: Any,
 ) -> LatentSampler:
     """Load from a folder or a repository; see :meth:`LatentSampler.from_pretrained`."""
-    folder = Path(source)
+    folder = check_path("source", source, "a folder, or as a repository's name 'user/name'")
+    _check_access(revision, token)
+    if cache_dir is not None:
+        check_path("cache_dir", cache_dir, "a folder or None")
+    check_flag("local_files_only", local_files_only)
     if folder.is_dir():
         if not (folder / FILE).is_file():
             raise FileFormatError(
@@ -78,6 +83,10 @@ def push_to_hub(
     """Upload to the hub; see :meth:`LatentSampler.push_to_hub`."""
     import tempfile
 
+    check_text("repo_id", repo_id, "a repository's name 'user/name'")
+    check_flag("private", private, optional=True)
+    _check_access(revision, token)
+    check_text("commit_message", commit_message)
     hub = _hub()
     text = _card_of(sampler, card)  # what is wrong with it is told before anything is sent
     api = hub.HfApi(token=token)
@@ -112,16 +121,15 @@ def model_card(
     """
     texts: dict[str, Any] = {"encoder": encoder, "dataset": dataset, "license": license}
     for name, value in texts.items():
-        if value is not None and not (isinstance(value, str) and value.strip()):
-            raise OptionError(f"Expected {name} as a text or None; got {value!r}.")
+        check_text(name, value, optional=True)
     given: Any = metrics if metrics is not None else {}
     if not isinstance(given, Mapping):
-        raise OptionError(f"Expected metrics as a dict of numbers by name; got {metrics!r}.")
+        raise OptionError(f"Expected metrics as a dict of numbers by name; got {told(metrics)}.")
     for name, value in given.items():
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         if not isinstance(name, str) or not is_number or not math.isfinite(value):
             raise OptionError(
-                f"Expected metrics as finite numbers by name; got {name!r}: {value!r}."
+                f"Expected metrics as finite numbers by name; got {told(name)}: {told(value)}."
             )
     info = sampler.info
     described = info.get("encoder") or {}
@@ -164,6 +172,12 @@ def _card_of(sampler: LatentSampler, card: Mapping[str, Any]) -> str:
         if name not in known:
             raise OptionError(f"Expected {', '.join(known)}, which the card tells; got {name!r}.")
     return model_card(sampler, **card)
+
+
+def _check_access(revision: Any, token: Any) -> None:
+    check_text("revision", revision, "a branch, a tag or a commit", optional=True)
+    if not isinstance(token, bool):
+        check_text("token", token, "a token, True, False", optional=True)
 
 
 def _told(card: Mapping[str, Any]) -> bool:

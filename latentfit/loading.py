@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from latentfit.arguments import check_path
 from latentfit.choosing import CUSTOM, TRANSFORMS, load_transform, saved_transform
 from latentfit.condition import CONDITIONS, Condition
 from latentfit.errors import FileFormatError, LatentfitError
@@ -64,12 +65,13 @@ def load_sampler(
         transform: For a sampler that was fitted with an object as ``transform``: one of the same class.
 
     Raises:
-        OptionError: A transform that is missing or not wanted, or an unknown device.
+        OptionError: A transform that is missing or not wanted, an unknown device, or no path.
         FileFormatError: The file is damaged, of another kind or of a newer format.
         UnknownPluginError: The method's plugin is not installed.
         PluginLoadError: The method's plugin is broken.
         OSError: The file can't be read.
     """
+    path = check_path("path", path)
     decoding = None if decoder is None else decoder_of(decoder)
     target = resolve_device("cpu" if device is None else device)
     tensors, header = read_tensors(path)

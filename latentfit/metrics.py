@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from latentfit.arguments import check_whole, reason, told
 from latentfit.errors import DataError, NonFiniteError
+from latentfit.randomness import check_seed
 
 if TYPE_CHECKING:
     import torch
@@ -48,7 +50,8 @@ def frechet_distance(x: npt.ArrayLike | torch.Tensor, y: npt.ArrayLike | torch.T
     >>> round(frechet_distance([[0.0], [2.0]], [[3.0], [5.0]]), 6)
     9.0
     """
-    return frechet_distance_from_moments(*gaussian_moments(x), *gaussian_moments(y))
+    a, b = _rows(x, "x"), _rows(y, "y")
+    return frechet_distance_from_moments(*_moments(a), *_moments(b))
 
 
 def gaussian_moments(x: npt.ArrayLike | torch.Tensor) -> tuple[FloatArray, FloatArray]:
@@ -58,7 +61,10 @@ def gaussian_moments(x: npt.ArrayLike | torch.Tensor) -> tuple[FloatArray, Float
         DataError: Not a matrix, or fewer than two rows.
         NonFiniteError: NaN or infinity among the features.
     """
-    rows = _rows(x)
+    return _moments(_rows(x, "x"))
+
+
+def _moments(rows: FloatArray) -> tuple[FloatArray, FloatArray]:
     mean = rows.mean(axis=0)
     centred = rows - mean
     return mean, centred.T @ centred / (len(rows) - 1)
@@ -76,16 +82,20 @@ def frechet_distance_from_moments(
         DataError: Shapes that don't match.
         NonFiniteError: NaN or infinity among the moments.
     """
-    m_x, m_y = np.asarray(mean_x, np.float64), np.asarray(mean_y, np.float64)
-    c_x, c_y = np.asarray(cov_x, np.float64), np.asarray(cov_y, np.float64)
+    given = {"mean_x": mean_x, "cov_x": cov_x, "mean_y": mean_y, "cov_y": cov_y}
+    moments = {name: _numbers(value, name, "numbers") for name, value in given.items()}
+    m_x, c_x, m_y, c_y = moments.values()
     d = m_x.size
     if m_x.shape != (d,) or m_y.shape != (d,) or c_x.shape != (d, d) or c_y.shape != (d, d):
         raise DataError(
             f"Expected two means of shape ({d},) and two covariances of shape ({d}, {d}); "
-            f"got {m_x.shape}, {m_y.shape} and {c_x.shape}, {c_y.shape}."
+            f"got {', '.join(f'{name} {moment.shape}' for name, moment in moments.items())}."
         )
-    if not all(np.isfinite(moment).all() for moment in (m_x, m_y, c_x, c_y)):
-        raise NonFiniteError("Expected finite means and covariances; got NaN or infinity.")
+    bad = [name for name, moment in moments.items() if not np.isfinite(moment).all()]
+    if bad:
+        raise NonFiniteError(
+            f"Expected finite means and covariances; got NaN or infinity in {', '.join(bad)}."
+        )
     values, vectors = np.linalg.eigh(c_x)
     root = (vectors * np.sqrt(values.clip(0))) @ vectors.T  # (d, d)
     product = root @ c_y @ root
@@ -96,7 +106,7 @@ def frechet_distance_from_moments(
 
 
 def c2st(
-    x: npt.ArrayLike | torch.Tensor, y: npt.ArrayLike | torch.Tensor, *, seed: int = 0
+    x: npt.ArrayLike | torch.Tensor, y: npt.ArrayLike | torch.Tensor, *, seed: int | None = 0
 ) -> float:
     """Classifier two-sample test: how well a classifier tells x from y on rows that it was not trained on.
 
@@ -108,7 +118,7 @@ def c2st(
     Args:
         x: (n, d), n >= 8.
         y: (m, d), m >= 8; of the longer set, as many rows as the other has are used.
-        seed: Of the shuffle and the network.
+        seed: Of the shuffle and the network, a whole number; None for a new one.
 
     Returns:
         The area under the ROC curve: 0.5 where the sets can't be told apart, 1 where they can. By chance
@@ -118,6 +128,8 @@ def c2st(
         DataError: Shapes that don't match, or fewer than eight rows.
         NonFiniteError: NaN or infinity.
     """
+    seed = check_seed(seed)
+    a, b = _pair(x=x, y=y, least=8)
     state = random.getstate()
     try:  # a library of theirs draws while it is imported
         from sklearn.metrics import roc_auc_score
@@ -126,7 +138,6 @@ def c2st(
     finally:
         random.setstate(state)
 
-    a, b = _pair(x, y, least=8)
     generator = np.random.default_rng(seed)
     n = min(len(a), len(b)) // 2 * 2
     a, b = generator.permutation(a)[:n], generator.permutation(b)[:n]
@@ -174,7 +185,7 @@ def energy_distance(x: npt.ArrayLike | torch.Tensor, y: npt.ArrayLike | torch.Te
     >>> energy_distance([[0.0], [0.0]], [[3.0], [3.0]])
     6.0
     """
-    a, b = _pair(x, y, least=2)
+    a, b = _pair(x=x, y=y, least=2)
     n, m = len(a), len(b)
     within = _total_distance(a, a) / (n * (n - 1)) + _total_distance(b, b) / (m * (m - 1))
     return float(2 * _total_distance(a, b) / (n * m) - within)
@@ -203,9 +214,8 @@ def density_coverage(
     >>> density_coverage([[0.0], [1.0], [2.0]], [[0.1], [5.0]], k=1)
     (1.0, 0.6666666666666666)
     """
-    a, b = _pair(real, fake, least=2)
-    if not 1 <= k < len(a):
-        raise DataError(f"Expected k from 1 to {len(a) - 1}, one less than the real rows; got {k}.")
+    a, b = _pair(real=real, fake=fake, least=2)
+    k = check_whole("k", k, 1, len(a) - 1, error=DataError)  # one less than the real rows
     inside, covered = 0, 0
     for start in range(0, len(a), _CHUNK):
         part = a[start : start + _CHUNK]
@@ -227,29 +237,49 @@ def _total_distance(a: FloatArray, b: FloatArray) -> float:
     return float(sum(_distances(a[i : i + _CHUNK], b).sum() for i in range(0, len(a), _CHUNK)))
 
 
-def _pair(x: Any, y: Any, *, least: int) -> tuple[FloatArray, FloatArray]:
-    a, b = _rows(x), _rows(y)
+def _pair(*, least: int, **given: Any) -> tuple[FloatArray, FloatArray]:
+    """Check two sets of features, given by the arguments' names."""
+    (one, a), (other, b) = ((name, _rows(value, name)) for name, value in given.items())
     if a.shape[1] != b.shape[1] or min(len(a), len(b)) < least:
         raise DataError(
-            f"Expected two sets of at least {least} rows with as many columns; got {a.shape} and {b.shape}."
+            f"Expected two sets of at least {least} rows with as many columns; got {one} of {a.shape} and "
+            f"{other} of {b.shape}."
         )
     return a, b
 
 
-def _rows(x: Any) -> FloatArray:
-    """Check features and give them as a float64 matrix (n, d)."""
-    if hasattr(x, "detach"):  # a tensor, without importing torch for those who have arrays
-        x = x.detach().cpu().double().numpy()  # NumPy has no bfloat16
+def _numbers(value: Any, name: str, what: str) -> FloatArray:
+    """Give what an argument holds as float64."""
+    plain = value
     try:
-        rows = np.asarray(x, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise DataError(f"Expected features as numbers (n, d); {error}.") from error
+        if hasattr(value, "detach"):  # a tensor, which may be on another device or of bfloat16
+            plain = value.detach().cpu()
+            plain = plain if plain.is_complex() else plain.double().numpy()
+        if (
+            np.asarray(plain).dtype.kind not in "buifO"
+        ):  # NumPy would read texts, and drop imaginary parts
+            raise TypeError("these are no real numbers")
+        numbers = np.asarray(plain, dtype=np.float64)
+        if numbers.ndim == 0:
+            raise TypeError("that has no rows")
+        return numbers
+    except (TypeError, ValueError, OverflowError) as error:
+        raise DataError(
+            f"Expected {what} for {name}; got {told(value)} ({reason(error)})."
+        ) from error
+
+
+def _rows(x: Any, name: str) -> FloatArray:
+    """Check features and give them as a float64 matrix (n, d)."""
+    rows = _numbers(x, name, "features of shape (n, d)")
     if rows.ndim != 2 or len(rows) < 2 or rows.shape[1] < 1:
-        raise DataError(f"Expected features of shape (n, d) with n >= 2, d >= 1; got {rows.shape}.")
+        raise DataError(
+            f"Expected features of shape (n, d) for {name}, n >= 2 and d >= 1; got {rows.shape}."
+        )
     bad = ~np.isfinite(rows).all(axis=1)
     if bad.any():
         raise NonFiniteError(
-            f"Expected finite features; got {int(bad.sum())} of {len(rows)} rows with NaN or infinity, "
-            f"the first at index {int(bad.argmax())}."
+            f"Expected finite features for {name}; got {int(bad.sum())} of {len(rows)} rows with NaN or "
+            f"infinity, the first at index {int(bad.argmax())}."
         )
     return rows

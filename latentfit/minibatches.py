@@ -8,6 +8,9 @@ from typing import Any, Protocol, overload
 import torch
 from torch import Tensor
 
+from latentfit.arguments import check_kind, check_whole, told
+from latentfit.errors import DataError
+
 __all__ = ["Batches", "TensorBatches", "minibatches"]
 
 
@@ -103,7 +106,25 @@ def minibatches(
 
     Yields:
         Rows (n, D); with a context, pairs of rows and contexts (n, C).
+
+    Raises:
+        OptionError: Another batch_size or generator.
+        DataError: No rows, or a context that is not theirs.
     """
+    _check_rows("rows", rows)
+    batch_size = check_whole("batch_size", batch_size, 1)
+    check_kind("generator", generator, torch.Generator, "a torch.Generator")
     if context is not None:
+        _check_rows("context", context)
+        if len(context) != len(rows):
+            raise DataError(
+                f"Expected context as one row for each of the {len(rows)} rows; got "
+                f"{told(context)}."
+            )
         return iter(TensorBatches((rows, context), batch_size, generator))
     return (batch for (batch,) in TensorBatches((rows,), batch_size, generator))
+
+
+def _check_rows(name: str, value: Any) -> None:
+    if not isinstance(value, Tensor) or value.ndim == 0 or len(value) == 0:
+        raise DataError(f"Expected {name} as a tensor of one row at least; got {told(value)}.")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from latentfit.arguments import check_whole
 from latentfit.checkpoint import load_module
 from latentfit.em import Terms, expect, factorise, kmeans, widest
 
@@ -24,7 +25,18 @@ _RIDGE = 1e-6
 
 
 def mixture_size(n: int, dim: int, *, most: int = 100) -> int:
-    """Choose the number of components that n rows of dim columns support: a row for each parameter."""
+    """Choose the number of components that n rows of dim columns support: a row for each parameter.
+
+    Args:
+        n: How many rows, >= 0.
+        dim: How many columns, >= 1.
+        most: The largest that is chosen, >= 1.
+
+    Raises:
+        OptionError: Other numbers.
+    """
+    n, dim = check_whole("n", n, 0), check_whole("dim", dim, 1)
+    most = check_whole("most", most, 1)
     return max(1, min(most, n // (dim * (dim + 3) // 2)))
 
 
@@ -55,12 +67,17 @@ class GaussianMixture(nn.Module):
         dim: D, the number of columns.
         components: K.
         context_dim: C, the number of columns of a context; 0 for none.
+
+    Raises:
+        OptionError: Other than whole numbers of such sizes.
     """
 
     gate: nn.Parameter | None
 
     def __init__(self, dim: int, components: int, context_dim: int = 0) -> None:
         super().__init__()
+        dim, components = check_whole("dim", dim, 1), check_whole("components", components, 1)
+        context_dim = check_whole("context_dim", context_dim, 0)
         self.dim, self.components, self.context_dim = dim, components, context_dim
         self.logits = nn.Parameter(torch.zeros(components))
         self.means = nn.Parameter(torch.zeros(components, dim))

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from latentfit.arguments import told
 from latentfit.errors import EncoderOutputError, OptionError
 from latentfit.fingerprint import fingerprint, globals_read
 from latentfit.outputs import Choice, check_choice, single_tensor
@@ -136,7 +137,7 @@ class Model:
             why = ", as it takes arrays" if self._takes_arrays else ""
             raise OptionError(
                 f"Expected autocast as {' or '.join(map(repr, AUTOCAST))} for an encoder in PyTorch, or None"
-                f"{why}; got {autocast!r}."
+                f"{why}; got {told(autocast)}."
             )
         try:
             with warnings.catch_warnings():
@@ -185,20 +186,30 @@ def _adapt(role: str, model: Any, torch_method: str, sklearn_method: str, **how:
         raise OptionError(
             f"Expected {role} as an object; got the class {model.__name__}. Pass an instance of it."
         )
-    if isinstance(model, str | bytes):  # these have .encode and .decode, too
-        raise OptionError(f"Expected {role} as an object; got {model!r}. Load it first.")
+    if isinstance(model, str | bytes | bytearray):  # these have .encode and .decode, too
+        raise OptionError(f"Expected {role} as an object; got {told(model)}. Load it first.")
     if callable(getattr(model, torch_method, None)):
         return Model(role, model, torch_method, **how)
     if all(callable(getattr(model, half, None)) for half in ("encoder", "decoder")):
         return _adapt(role, getattr(model, role), torch_method, sklearn_method, **how)
     if not isinstance(model, nn.Module) and callable(getattr(model, sklearn_method, None)):
         return Model(role, model, sklearn_method, takes_arrays=True, **how)
+    if isinstance(model, nn.Module) and _lacks_forward(model):
+        raise OptionError(
+            f"Expected {role} as an nn.Module with a forward method; got {type(model).__name__}, which has "
+            f"none. Give it one, or pass a function that calls its parts."
+        )
     if callable(model):
         return Model(role, model, **how)
     raise OptionError(
         f"Expected {role} as an nn.Module, a callable, or an object with .{torch_method} or "
         f".{sklearn_method}; got {type(model).__name__}."
     )
+
+
+def _lacks_forward(module: nn.Module) -> bool:
+    """Whether it has torch's own placeholder only, as nn.Module() and nn.ModuleList have."""
+    return getattr(module.forward, "__func__", None) is nn.Module.forward
 
 
 def _unmask(part: nn.Module, stack: ExitStack) -> None:

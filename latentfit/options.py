@@ -11,8 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
-import numpy as np
-
+from latentfit.arguments import check_flag, scalar, told
 from latentfit.docstrings import describe_arguments
 from latentfit.errors import OptionError, PluginLoadError
 
@@ -27,6 +26,18 @@ class Interval:
     high: float = math.inf
     open_low: bool = False
     open_high: bool = False
+
+    def __post_init__(self) -> None:
+        for name, end in (("low", self.low), ("high", self.high)):
+            plain = scalar(end)
+            if isinstance(plain, bool) or not isinstance(plain, numbers.Real) or math.isnan(plain):
+                raise OptionError(f"Expected {name} as a number or infinity; got {told(end)}.")
+        if not self.low <= self.high:
+            raise OptionError(
+                f"Expected low <= high; got low={told(self.low)}, high={told(self.high)}."
+            )
+        check_flag("open_low", self.open_low)
+        check_flag("open_high", self.open_high)
 
     def __contains__(self, value: float) -> bool:
         above = value > self.low if self.open_low else value >= self.low
@@ -133,7 +144,7 @@ def resolve_options(cls: type, given: Mapping[str, Any], *, method: str) -> dict
             resolved[name] = _coerce(option.annotation, value)
         except _MismatchError:
             raise OptionError(
-                f"Option {name!r} of {method!r}: expected {option.expects}; got {value!r}."
+                f"Option {name!r} of {method!r}: expected {option.expects}; got {told(value)}."
             ) from None
     return resolved
 
@@ -238,11 +249,12 @@ def _coerce(annotation: Any, value: Any) -> Any:
             _require(len(value) == len(members), value)
             return tuple(_coerce(m, v) for m, v in zip(members, value, strict=True))
         return tuple(_coerce(members[0], v) for v in value)
-    if base is bool:
-        return bool(_require(isinstance(value, bool | np.bool_), value))
     if base is str:
         return str(_require(isinstance(value, str), value))
-    if isinstance(value, bool | np.bool_):
+    value = scalar(value)
+    if base is bool:
+        return _require(isinstance(value, bool), value)
+    if isinstance(value, bool):
         raise _MismatchError  # True is no number here
     if base is int:
         number: float = int(_require(isinstance(value, numbers.Integral), value))

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from latentfit.arguments import scalar, told
 from latentfit.errors import DataError, EncoderOutputError, OptionError
 
 __all__ = ["Choice", "as_array", "check_choice", "from_array", "single_tensor"]
@@ -63,11 +64,12 @@ def check_choice(choice: Any) -> Choice:
     Raises:
         OptionError: It is none of the kinds that there are.
     """
+    given, choice = choice, scalar(choice)
     valid = choice is None or callable(choice) or isinstance(choice, int | str)
     if not valid or isinstance(choice, bool | type) or choice == "":
         raise OptionError(
             "Expected output as 'mean', 'sample', a key or attribute path such as 'latent_dist.mean', an "
-            f"index, a callable or None; got {choice!r}."
+            f"index, a callable or None; got {told(given)}."
         )
     return choice  # type: ignore[no-any-return]
 
@@ -207,8 +209,8 @@ def _follow(output: Any, path: str, role: str) -> Any:
                 if not members:
                     remedy = "Leave output= out" if value is output else "End the path before it"
                 raise EncoderOutputError(
-                    f"Expected the {role} to return something with {step!r}, for output={path!r}; got "
-                    f"{_describe(value)}{holds}, and {kind} of that name. {remedy}."
+                    f"Expected the {role} to return something with {told(step)}, for output={told(path)}; "
+                    f"got {_describe(value)}{holds}, and {kind} of that name. {remedy}."
                 )
             value = found
     return value
@@ -223,8 +225,9 @@ def _at(output: Any, index: int, role: str) -> Any:
         return list(members.values())[index]
     holds = f" with {len(members)} members ({_listed(members)})" if members else ""
     raise EncoderOutputError(
-        f"Expected the {role} to return a tuple, list or dict with a member {index}, for output={index}; got "
-        f"{_describe(output)}{holds}. {'Choose another.' if members else 'Leave output= out.'}"
+        f"Expected the {role} to return a tuple, list or dict with a member {told(index)}, for "
+        f"output={told(index)}; got {_describe(output)}{holds}. "
+        f"{'Choose another.' if members else 'Leave output= out.'}"
     )
 
 

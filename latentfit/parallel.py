@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from latentfit.arguments import told
 from latentfit.errors import OptionError
 
 __all__ = ["SOLO", "Workers", "workers_of"]
@@ -146,6 +147,6 @@ def workers_of(accelerator: Any) -> Workers:
     needed = ("num_processes", "process_index", "wait_for_everyone", "gather", "reduce", "device")
     if isinstance(accelerator, type) or not all(hasattr(accelerator, name) for name in needed):
         raise OptionError(
-            f"Expected accelerator as an accelerate.Accelerator() or None; got {accelerator!r}."
+            f"Expected accelerator as an accelerate.Accelerator() or None; got {told(accelerator)}."
         )
     return Workers(accelerator)

@@ -48,10 +48,11 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     try:
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-    except FileNotFoundError:
-        if target.parent.is_dir():  # /proc is one that takes no files
-            raise
-        raise FileNotFoundError(f"The folder {str(target.parent)!r} does not exist.") from None
+    except OSError as error:
+        if isinstance(error, FileNotFoundError) and not target.parent.is_dir():
+            raise FileNotFoundError(f"The folder {str(target.parent)!r} does not exist.") from None
+        # /proc is one that takes no files; of the temporary one the user knows nothing.
+        raise OSError(error.errno, error.strerror, str(path)) from None
     try:
         yield temporary
         with temporary.open("rb+") as file:

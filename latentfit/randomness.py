@@ -6,11 +6,13 @@ import random
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from numbers import Integral
 from typing import Any
 
 import numpy as np
 import torch
 
+from latentfit.arguments import scalar, told
 from latentfit.errors import OptionError
 
 __all__ = [
@@ -123,6 +125,9 @@ def check_seed(seed: Any) -> int:
     """
     if seed is None:
         return secrets.randbits(63)
-    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < 2**63:
-        raise OptionError(f"Expected seed as a whole number in [0, 2**63) or None; got {seed!r}.")
-    return int(seed)
+    plain: Any = scalar(seed)
+    if isinstance(plain, bool) or not isinstance(plain, Integral) or not 0 <= int(plain) < 2**63:
+        raise OptionError(
+            f"Expected seed as a whole number in [0, 2**63) or None; got {told(seed)}."
+        )
+    return int(plain)

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 
+from latentfit.arguments import check_flag, told
 from latentfit.errors import (
     DuplicatePluginError,
     PluginLoadError,
@@ -82,6 +83,7 @@ def list_samplers(*, check: bool = False) -> list[PluginInfo]:
             this takes seconds. Without it ``error`` tells what metadata shows: two plugins of one name, a
             module that is not there, another version of the plugin API.
     """
+    check = check_flag("check", check)
     infos = _list(_SAMPLERS)
     if not check:
         return infos
@@ -240,12 +242,15 @@ def _duplicate(name: str, plugins: list[_Plugin]) -> str:
 
 
 def _unknown(group: str, kind: str, name: Any, installed: list[str]) -> str:
-    close = difflib.get_close_matches(str(name).lower(), installed, n=1)
+    close = difflib.get_close_matches(told(name).strip("'").lower(), installed, n=1)
     hint = f" Did you mean {close[0]!r}?" if close else ""
-    message = f"Unknown {kind} {name!r}; installed: {', '.join(installed) or 'none'}.{hint}"
+    message = f"Unknown {kind} {told(name)}; installed: {', '.join(installed) or 'none'}.{hint}"
     if _first_party_only():
-        hidden = {p.owner for p in _plugins(group, kind, hidden=True).get(str(name), ())}
-        whose = f"{name!r} of {', '.join(sorted(hidden))}" if hidden else "all plugins of others"
+        found = _plugins(group, kind, hidden=True)
+        hidden = {p.owner for p in found.get(name, ())} if isinstance(name, str) else set()
+        whose = (
+            f"{told(name)} of {', '.join(sorted(hidden))}" if hidden else "all plugins of others"
+        )
         message += f" {NO_PLUGINS} is set and hides {whose}; unset it to use them."
     return message
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from latentfit.arguments import check_path, check_whole, reason, told
 from latentfit.condition import Condition
 from latentfit.encoding import check_finite
 from latentfit.errors import (
@@ -119,7 +120,7 @@ class LatentSampler:
         r"""Draw latents.
 
         Args:
-            n: How many, >= 0.
+            n: How many, a whole number >= 0.
             seed: A whole number for the same latents each time, on the same kind of device; None for new
                 ones. The global random state is neither used nor changed.
             condition: For a sampler that was fitted with one: a class (a whole number) or one for each
@@ -134,11 +135,11 @@ class LatentSampler:
             NonFiniteError: The fitted method drew NaN or infinity.
             FileFormatError: It was loaded from a file whose numbers the method can't use.
         """
-        n = _check_number(n)
-        context = self._context(condition, n)
+        n, seed = check_whole("n", n, 0), check_seed(seed)
         rows = self._empty_rows(n)
+        context = self._context(condition, n)
         with (
-            isolated_rng(check_seed(seed), self.device) as generator,
+            isolated_rng(seed, self.device) as generator,
             plugin_defaults(self.device),
             torch.no_grad(),
             self._blaming_the_file(),
@@ -245,13 +246,15 @@ class LatentSampler:
         """Save to one safetensors file, atomically; the decoder is not saved.
 
         Raises:
+            OptionError: It is no path.
             OSError: The file can't be written; what was there before is unchanged.
         """
+        target = check_path("path", path)
         tensors = {f"sampler.{k}": v for k, v in self._plugin.state_dict().items()}
         tensors |= {f"transform.{k}": v for k, v in self._transform.state().items()}
         if self._condition is not None:
             tensors |= {f"condition.{k}": v for k, v in self._condition.state().items()}
-        write_tensors(path, tensors, {"info": self.info, "history": self.history})
+        write_tensors(target, tensors, {"info": self.info, "history": self.history})
 
     def save_pretrained(
         self,
@@ -267,7 +270,7 @@ class LatentSampler:
                 hub's names, if they have one), and ``metrics``, a dict of numbers by name.
 
         Raises:
-            OptionError: Something that the card can't tell.
+            OptionError: Something that the card can't tell, or no path.
             OSError: The folder can't be written.
         """
         from latentfit.hub import save_pretrained
@@ -302,6 +305,7 @@ class LatentSampler:
             local_files_only: Whether to take what was downloaded before, and ask nobody.
 
         Raises:
+            OptionError: An argument that does not fit.
             ImportError: It is not a folder, and huggingface_hub is not installed.
             FileFormatError: There is no such sampler, or it is damaged.
             OSError: The source is not there, or can't be read.
@@ -344,7 +348,7 @@ class LatentSampler:
 
         Raises:
             ImportError: huggingface_hub is not installed.
-            OptionError: Something that the card can't tell.
+            OptionError: Something that the card can't tell, or an argument that does not fit.
         """
         from latentfit.hub import push_to_hub
 
@@ -363,8 +367,8 @@ class LatentSampler:
         if self._condition is None:
             if condition is not None:
                 raise OptionError(
-                    f"Expected no condition, as this sampler was fitted without one; got {condition!r}. Fit "
-                    "with condition='labels'."
+                    f"Expected no condition, as this sampler was fitted without one; got {told(condition)}. "
+                    "Fit with condition='labels'."
                 )
             return None
         if condition is None:
@@ -380,7 +384,8 @@ class LatentSampler:
             return torch.empty(n, self._transform.dim, dtype=torch.float32, device=self.device)
         except (RuntimeError, TypeError, OverflowError) as error:
             raise OptionError(
-                f"Expected n latents of {self.dim} values to fit in memory; got n={n}. Draw fewer at a time."
+                f"Expected n latents of {self.dim} values to fit in memory; got n={told(n)}. Draw fewer at a "
+                "time."
             ) from error
 
     def _latents(self, z: Tensor | np.ndarray[Any, Any]) -> Tensor:
@@ -388,19 +393,23 @@ class LatentSampler:
         try:
             latents = z if isinstance(z, Tensor) else from_array(as_array(z))
         except (TypeError, ValueError) as error:
-            raise DataError(f"Expected latents as a tensor or an array; {error}.") from error
+            raise DataError(
+                f"Expected latents as a tensor or an array for z; got {told(z)} ({reason(error)})."
+            ) from error
         if latents.ndim != len(self.shape) + 1 or tuple(latents.shape[1:]) != self.shape:
             raise DataError(
-                f"Expected latents of shape (n, {', '.join(map(str, self.shape))}); "
-                f"got {tuple(latents.shape)}."
+                f"Expected z as latents of shape (n, {', '.join(map(str, self.shape))}); "
+                f"got {tuple(latents.shape)}{'' if latents.ndim else f', {told(z)}'}."
             )
         if latents.layout != torch.strided:
-            raise DataError(f"Expected dense latents; got {latents.layout}. Use z.to_dense().")
+            raise DataError(
+                f"Expected dense latents; got {latents.layout} for z. Use z.to_dense()."
+            )
         if latents.is_complex():
-            raise DataError(f"Expected real latents; got {latents.dtype}.")
+            raise DataError(f"Expected real latents; got {latents.dtype} for z.")
         if not latents.is_floating_point():
             latents = latents.float()
-        check_finite(latents.detach(), "latents", "leave these rows out")
+        check_finite(latents.detach(), "latents in z", "leave these rows out")
         return latents.to(self.device)
 
     def __repr__(self) -> str:
@@ -427,12 +436,6 @@ def _chunks(rows: Tensor, context: Tensor | None) -> Iterator[tuple[Tensor, tupl
     yield from zip(parts, contexts, strict=True)
 
 
-def _check_number(n: Any) -> int:
-    if isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 0:
-        raise OptionError(f"Expected n as a whole number >= 0; got {n!r}.")
-    return int(n)
-
-
 def resolve_device(device: str | torch.device) -> torch.device:
     """Check a device.
 
@@ -442,9 +445,9 @@ def resolve_device(device: str | torch.device) -> torch.device:
     try:
         resolved = torch.device(device)
         torch.zeros(1, device=resolved).item()
-    except (RuntimeError, TypeError, AssertionError) as error:
+    except (RuntimeError, TypeError, ValueError, OverflowError, AssertionError) as error:
         raise OptionError(
-            f"Expected a device that this machine has, such as 'cpu'; got {str(device)!r} "
-            f"({str(error).splitlines()[0][:100]})."
+            f"Expected a device that this machine has, such as 'cpu'; got {told(device)} "
+            f"({reason(error)})."
         ) from error
     return resolved

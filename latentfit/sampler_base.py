@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from latentfit.arguments import check_whole
 from latentfit.errors import DensityUnavailable
 from latentfit.mixture import GaussianMixture, mixture_size
 from latentfit.rows import Rows
@@ -107,7 +108,7 @@ class StandardNormal(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.dim = dim
+        self.dim: int = check_whole("dim", dim, 1)
         self.register_buffer("_anchor", torch.zeros(1), persistent=False)  # knows the device
         self._anchor: Tensor
 

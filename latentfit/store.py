@@ -11,15 +11,16 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from latentfit.arguments import check_flag, check_path, check_whole, scalar, told
 from latentfit.errors import DataError, FileFormatError
 from latentfit.moments import Moments, measure
 from latentfit.persistence import atomic_path
@@ -42,6 +43,7 @@ STORE_FORMAT = "latentfit latents"
 STORE_VERSION = 1
 MOMENTS = "moments.safetensors"
 _MOMENTS = ("mean", "variance", "low", "high")
+_WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 _KEY = "latentfit"  # in the files' metadata
 _MOST_INDEX_BYTES = 256 * 2**20
 _DTYPES = {
@@ -84,11 +86,12 @@ class LatentStore:
         shards: The files, in order.
 
     Raises:
+        OptionError: It is no path.
         FileFormatError: There is no complete store there, or it is damaged or of a newer format.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+        self.path = check_path("path", path, "a store's folder")
         index = _read_index(self.path)
         try:
             self.shape = tuple(int(size) for size in index["shape"])
@@ -121,16 +124,14 @@ class LatentStore:
             DataError: There are no such latents.
             FileFormatError: A file is missing, damaged, or another than the index tells.
         """
-        whole = all(
-            isinstance(place, int | np.integer) and not isinstance(place, bool)
-            for place in (start, stop)
-        )
-        if not whole or not 0 <= start <= stop <= len(self):
+        low, high = scalar(start), scalar(stop)
+        whole = all(isinstance(i, Integral) and not isinstance(i, bool) for i in (low, high))
+        if not whole or not 0 <= low <= high <= len(self):
             raise DataError(
-                f"Expected whole numbers 0 <= start <= stop <= {len(self)}; got start={start!r}, "
-                f"stop={stop!r}."
+                f"Expected whole numbers 0 <= start <= stop <= {len(self)}; got start={told(start)}, "
+                f"stop={told(stop)}."
             )
-        start, stop = int(start), int(stop)
+        start, stop = int(low), int(high)
         parts = [self._read("latents", i, low, high) for i, low, high in self._pieces(start, stop)]
         return torch.cat(parts) if parts else torch.zeros(0, *self.shape, dtype=self.dtype)
 
@@ -152,8 +153,9 @@ class LatentStore:
 
     def parts(self, rows: Any = None) -> Iterator[Tensor]:
         r"""Read all latents in order, (n, \*shape) at a time; None means a file at a time."""
-        if rows is not None and (not isinstance(rows, int | np.integer) or rows < 1):
-            raise DataError(f"Expected rows as a whole number >= 1 or None; got {rows!r}.")
+        return self._parts(check_whole("rows", rows, 1, optional=True, error=DataError))
+
+    def _parts(self, rows: int | None) -> Iterator[Tensor]:
         if rows is None:
             for i in range(len(self.shards)):
                 yield self._read("latents", i, 0, self.shards[i].rows)
@@ -174,15 +176,7 @@ class LatentStore:
             DataError: There are no such latents, or they are not in order.
             FileFormatError: A file is missing, damaged, or another than the index tells.
         """
-        index = torch.as_tensor(index)
-        kinds = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
-        whole = index.dtype in kinds or not index.numel()
-        index = index.long() if whole else index
-        inside = whole and index.ndim == 1 and bool(((index >= 0) & (index < len(self))).all())
-        if not inside or bool((index.diff() < 0).any()):
-            raise DataError(
-                f"Expected an ascending index (n,) of whole numbers from 0 to {len(self) - 1}; got {index}."
-            )
+        index = self._checked_index(index)
         taken = torch.empty(len(index), *self.shape, dtype=self.dtype)
         edges = torch.searchsorted(index, torch.tensor(self._starts)).tolist()
         for i, (low, high) in enumerate(itertools.pairwise(edges)):
@@ -191,6 +185,18 @@ class LatentStore:
                 first, last = int(own[0]), int(own[-1]) + 1
                 taken[low:high] = self._read("latents", i, first, last)[own - first]
         return taken
+
+    def _checked_index(self, given: Any) -> Tensor:
+        with suppress(TypeError, ValueError, RuntimeError, OverflowError):  # no numbers at all
+            index = torch.as_tensor(given)
+            whole = index.dtype in _WHOLE or not index.numel()
+            inside = whole and index.ndim == 1 and bool(((index >= 0) & (index < len(self))).all())
+            if inside and not bool((index.diff() < 0).any()):
+                return index.long()
+        raise DataError(
+            f"Expected index as an ascending index (n,) of whole numbers from 0 to {len(self) - 1}; got "
+            f"{told(given)}."
+        )
 
     def labels(self) -> Tensor:
         """Read all labels: int64 classes (N,), or vectors (N, C).
@@ -212,6 +218,7 @@ class LatentStore:
         Args:
             covariance: Whether to measure it: (D, D) numbers.
         """
+        covariance = check_flag("covariance", covariance)
         kept = self._kept_moments()
         if kept is not None and not (covariance and kept.covariance is None):
             return kept

@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from latentfit._version import __version__
+from latentfit.arguments import check_path, reason
 from latentfit.batches import Batches, input_of, labels_of
 from latentfit.encoding import Encoding, check_finite, device_of, joined
 from latentfit.errors import DataError, FileFormatError, OptionError
@@ -254,15 +255,16 @@ def _locked(folder: Path) -> Iterator[None]:
         lock.acquire(timeout=0.5)
     except (FileExistsError, NotADirectoryError):
         raise OptionError(f"Expected store as a folder; {str(folder)!r} is a file.") from None
-    except PermissionError as error:
-        raise OptionError(
-            f"Expected store as a folder that can be written; {str(folder)!r}: {error.strerror}. A finished "
-            "store can be read as a dataset: fit_latent_sampler(None, LatentStore(path))."
-        ) from error
     except Timeout:
         with Bar("waiting for another process that fills the store", None) as bar:
             bar.show(0, None)
             lock.acquire()
+    except OSError as error:  # no permission, or a place that takes no folders, such as /proc
+        raise OptionError(
+            f"Expected store as a folder that can be written; {str(folder)!r}: "
+            f"{error.strerror or reason(error)}. A finished store can be read as a dataset: "
+            "fit_latent_sampler(None, LatentStore(path))."
+        ) from error
     try:
         yield
     finally:
@@ -270,9 +272,10 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _folder_of(path: Any) -> Path:
-    if not isinstance(path, str | os.PathLike) or str(path) in ("", ".") or "\0" in str(path):
-        raise OptionError(f"Expected store as the path of a folder of its own; got {path!r}.")
-    return Path(path)
+    folder = check_path("store", path, "a folder of its own")
+    if folder == Path():
+        raise OptionError("Expected store as the path of a folder of its own; got '.'.")
+    return folder
 
 
 def _clear(folder: Path) -> None:

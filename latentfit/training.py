@@ -13,6 +13,14 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from latentfit.arguments import (
+    check_callable,
+    check_kind,
+    check_listed,
+    check_number,
+    check_rows,
+    check_whole,
+)
 from latentfit.checkpoint import (
     Checkpoint,
     Phase,
@@ -24,11 +32,12 @@ from latentfit.checkpoint import (
 from latentfit.early_stopping import EVALUATION_ROWS, Best, Watched
 from latentfit.errors import DivergenceError
 from latentfit.minibatches import Batches, TensorBatches
+from latentfit.options import Interval
 from latentfit.parallel import SOLO, Workers
 from latentfit.randomness import global_states, restore_global_states
 from latentfit.rows import Rows
 
-__all__ = ["ParameterAverage", "Run", "adam", "train"]
+__all__ = ["ParameterAverage", "Run", "adam", "check_training", "train"]
 
 _EVALUATIONS = 40  # in a run of full length
 _MOST_EVALUATED = 2**14  # held-out rows: more would cost more than the training, and tell no more
@@ -241,13 +250,19 @@ class ParameterAverage:
 
     Args:
         parameters: What to average.
-        decay: The weight of the past in each update; the early ones use ``(1 + t) / (10 + t)`` where that is
-            less.
+        decay: The weight of the past in each update, in [0, 1]; the early ones use ``(1 + t) / (10 + t)``
+            where that is less.
+
+    Raises:
+        OptionError: No parameters, or another decay.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], decay: float) -> None:
-        self._live: list[Tensor] = [p for p in parameters if p.requires_grad]
-        self.decay = decay
+        self.decay = check_number("decay", decay, Interval(0, 1))
+        given = check_listed("parameters", parameters, "an iterable of parameters")
+        for parameter in given:
+            check_kind("parameters", parameter, nn.Parameter, "an iterable of parameters")
+        self._live: list[Tensor] = [p for p in given if p.requires_grad]
         self.updates = 0
         self.average = [p.detach().clone() for p in self._live]
 
@@ -304,16 +319,22 @@ def train(
         rows: Training rows (N, D), a tensor or Rows.
         held_out: Held-out rows (M, D); M may be 0.
         run: The run that the sampler's ``fit`` was given.
-        steps: Optimiser steps at most.
-        learning_rate: The schedule's highest.
+        steps: Optimiser steps at most, >= 1.
+        learning_rate: The schedule's highest, > 0.
         patience: Evaluations after which training stops if in none of them the held-out loss got lower by
             more than the standard error of the difference.
-        ema: The average's decay.
-        max_norm: The gradient norm that is clipped to.
+        ema: The average's decay, in [0, 1].
+        max_norm: The gradient norm that is clipped to, > 0.
 
     Raises:
+        OptionError: An argument that does not fit; DataError for rows.
         DivergenceError: The loss or the weights are no longer finite; the module has its best finite weights.
     """
+    check_kind("module", module, nn.Module, "an nn.Module")
+    check_callable("loss", loss)
+    steps, learning_rate, ema = check_training(rows, held_out, run, steps, learning_rate, ema)
+    patience = check_whole("patience", patience, 1)
+    max_norm = check_number("max_norm", max_norm, Interval(0, open_low=True))
     phase = run.phase("training")
     if phase.is_over:
         phase.restore(lambda state, _: load_module(module, state["module"]))
@@ -420,6 +441,26 @@ def train(
     run.facts["best_step"] = best.step
     module.eval()
     phase.end(lambda: {"module": module.state_dict()}, together=True)
+
+
+def check_training(
+    rows: Any, held_out: Any, run: Any, steps: Any, learning_rate: Any, ema: Any
+) -> tuple[int, float, float]:
+    """Check what all trainings are given; give steps, learning_rate and ema as plain numbers.
+
+    Raises:
+        OptionError: One does not fit.
+        DataError: The rows are none.
+    """
+    if not isinstance(rows, Rows):
+        check_rows("rows", rows, least=1)
+    check_rows("held_out", held_out)
+    check_kind("run", run, Run, "the Run that the sampler's fit was given")
+    return (
+        check_whole("steps", steps, 1),
+        check_number("learning_rate", learning_rate, Interval(0, open_low=True)),
+        check_number("ema", ema, Interval(0, 1)),
+    )
 
 
 def adam(

@@ -95,9 +95,11 @@ def test_what_a_card_cannot_tell_is_refused_before_anything_is_written(
 def test_other_folders_and_names_are_told(sampler: LatentSampler, tmp_path: Path) -> None:
     with pytest.raises(FileFormatError, match=r"sampler\.safetensors"):
         LatentSampler.from_pretrained(tmp_path)
-    for name in (tmp_path / "absent", "no-repository", "../up/../there", "a/b/c", ""):
+    for name in (tmp_path / "absent", "no-repository", "../up/../there", "a/b/c"):
         with pytest.raises((FileNotFoundError, FileFormatError)):
             LatentSampler.from_pretrained(name)
+    with pytest.raises(OptionError, match="Expected source .*user/name"):  # not the working folder
+        LatentSampler.from_pretrained("")
 
 
 @pytest.fixture

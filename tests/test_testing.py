@@ -969,7 +969,7 @@ def test_a_check_that_does_not_apply_is_skipped_with_its_reason() -> None:
         (Honest, {"rigde": 1.0}, OptionError, "Did you mean 'ridge'"),
         (Honest, {"ridge": -1.0}, OptionError, "expected float >= 0.0001; got -1.0"),
         ("no-such-sampler", {}, UnknownPluginError, "no-such-sampler"),
-        (int, {}, TypeError, "subclass of latentfit.plugin.Sampler"),
+        (int, {}, OptionError, "subclass of latentfit.plugin.Sampler"),
     ],
 )
 def test_what_can_not_be_checked_is_refused_at_once(

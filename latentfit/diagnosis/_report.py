@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from latentfit.arguments import check_path, told
 from latentfit.errors import OptionError
 from latentfit.persistence import atomic_path
 
@@ -102,11 +103,12 @@ class Diagnosis:
         Raises:
             OptionError: There is none; the message lists them.
         """
+        given: Any = name  # an array would compare itself member by member
         for finding in self.findings:
-            if finding.name == name:
+            if isinstance(given, str) and finding.name == given:
                 return finding
         names = ", ".join(finding.name for finding in self.findings)
-        raise OptionError(f"Expected a finding's name ({names}); got {name!r}.")
+        raise OptionError(f"Expected a finding's name ({names}); got {told(name)}.")
 
     @property
     def warnings(self) -> tuple[Finding, ...]:
@@ -186,7 +188,7 @@ class Diagnosis:
         """Write :meth:`figure` to a .png, .pdf or .svg file, whole or not at all.
 
         Raises:
-            OptionError: Another suffix.
+            OptionError: No path, or another suffix.
             OSError: The file can't be written.
         """
         suffix = check_figure_path(path)
@@ -199,9 +201,12 @@ def check_figure_path(path: str | os.PathLike[str]) -> str:
     """Give the suffix of a figure's file.
 
     Raises:
-        OptionError: It is not one of a figure.
+        OptionError: It is no path, or not one of a figure.
     """
+    check_path("path", path)
     suffix = os.path.splitext(os.fspath(path))[1].lower()
     if suffix not in _FORMATS:
-        raise OptionError(f"Expected a figure's file ({', '.join(_FORMATS)}); got {str(path)!r}.")
+        raise OptionError(
+            f"Expected path as a figure's file ({', '.join(_FORMATS)}); got {told(str(path))}."
+        )
     return suffix

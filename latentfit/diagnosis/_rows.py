@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from latentfit.arguments import reason, told
 from latentfit.batches import check_dense
 from latentfit.encoding import check_finite
 from latentfit.errors import DataError
@@ -122,7 +123,7 @@ def _as_data(latents: Any, what: str) -> Any:
     if isinstance(latents, Tensor):
         if latents.is_complex():
             raise DataError(f"Expected real {what}; got {latents.dtype}. Use torch.view_as_real.")
-        check_dense(latents)
+        check_dense(latents, what)
         data: Any = latents.detach()
         if data.is_floating_point() and data.element_size() == 1:  # no sums of eight bits
             data = data.float()
@@ -130,12 +131,14 @@ def _as_data(latents: Any, what: str) -> Any:
         try:
             data = as_array(latents)
         except (TypeError, ValueError) as error:
-            raise DataError(f"Expected {what} as numbers (N, ...); {error}.") from error
+            raise DataError(
+                f"Expected {what} as numbers (N, ...); got {told(latents)} ({reason(error)})."
+            ) from error
         if data.dtype.kind not in "buif":
             raise DataError(
                 f"Expected {what} as a tensor or an array of numbers (N, ...); got "
                 f"{type(latents).__name__} of dtype {data.dtype}."
             )
     if data.ndim == 0:
-        raise DataError(f"Expected {what} of shape (N, ...); got a scalar.")
+        raise DataError(f"Expected {what} of shape (N, ...); got a scalar, {told(latents)}.")
     return data

@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 
-from latentfit.errors import PluginLoadError
-from latentfit.options import resolve_options
+from latentfit.arguments import check_kind, check_listed, check_number, told
+from latentfit.errors import OptionError, PluginLoadError
+from latentfit.options import Interval, resolve_options
 from latentfit.randomness import plugin_defaults
 from latentfit.registry import load_sampler_class
 from latentfit.sampler_base import Sampler
@@ -26,6 +27,7 @@ from latentfit.testing._state import IN_CHILD
 __all__ = ["check_sampler", "list_checks", "parametrize_with_checks", "run_checks"]
 
 _MAX_SECONDS = 20.0
+_MOST_NAMED = 3  # in a message
 
 
 def list_checks() -> dict[str, str]:
@@ -52,18 +54,17 @@ def run_checks(
         An iterator over the results, each of which is made when it is asked for.
 
     Raises:
-        OptionError: Options that the sampler does not have, or values that don't fit.
+        OptionError: No class derived from ``latentfit.plugin.Sampler``, and no name; options that the sampler
+            does not have, or values that don't fit; or ``only`` names a check that there is not.
         UnknownPluginError: No sampler of the name is installed.
         PluginLoadError: It can't be imported, or is no sampler.
-        ValueError: ``only`` names a check that there is not.
-        TypeError: It is no class derived from ``latentfit.plugin.Sampler``, and no name.
     """
     if IN_CHILD in os.environ:
         raise RuntimeError(
             "Checks at the top level of a script would start themselves again and again; put them under "
             "`if __name__ == '__main__':`."
         )
-    lab = _lab(sampler, options or {}, max_seconds)
+    lab = _lab(sampler, {} if options is None else options, max_seconds)
     return (_run(law, lab) for law in _chosen(only))
 
 
@@ -79,6 +80,7 @@ def check_sampler(
 
     Raises:
         CheckFailed: It names the checks that failed, each with what was expected and what came.
+        LatentfitError: As for :func:`run_checks`.
     """
     results = list(run_checks(sampler, options, max_seconds=max_seconds))
     failures = [result for result in results if result.status == "failed"]
@@ -97,6 +99,9 @@ def parametrize_with_checks(
         samplers: Classes or registered names, or pairs of one and its options.
         max_seconds: What a fit may take whose quality is judged.
 
+    Raises:
+        LatentfitError: As for :func:`run_checks`.
+
     Example::
 
         @parametrize_with_checks([(MySampler, {"steps": 300})])
@@ -106,12 +111,19 @@ def parametrize_with_checks(
     import pytest
 
     parameters: list[Any] = []
-    for entry in samplers:
-        sampler, options = entry if isinstance(entry, tuple) else (entry, {})
+    for entry in check_listed(
+        "samplers", samplers, "an iterable of classes, names, or pairs with options"
+    ):
+        pair = entry if isinstance(entry, tuple) else (entry, {})
+        if len(pair) != 2:
+            raise OptionError(
+                f"Expected samplers as classes, names, or pairs with options; got {told(entry)} among them."
+            )
+        sampler, options = pair
         lab = _lab(sampler, options, max_seconds)
-        told = [_name(sampler), *(f"{k}={v}" for k, v in options.items())]
+        label = [_name(sampler), *(f"{k}={v}" for k, v in options.items())]
         parameters += [
-            pytest.param(_Call(law, lab), id="-".join([*told, law.__name__])) for law in LAWS
+            pytest.param(_Call(law, lab), id="-".join([*label, law.__name__])) for law in LAWS
         ]
     return pytest.mark.parametrize("check", parameters)
 
@@ -189,9 +201,12 @@ def _lab(sampler: type[Sampler] | str, options: Mapping[str, Any], max_seconds: 
     registered = isinstance(sampler, str)
     cls: Any = load_sampler_class(sampler) if isinstance(sampler, str) else sampler
     if not (isinstance(cls, type) and issubclass(cls, Sampler)):
-        raise TypeError(
-            f"Expected a subclass of latentfit.plugin.Sampler, or a registered name; got {sampler!r}."
+        raise OptionError(
+            "Expected sampler as a subclass of latentfit.plugin.Sampler, or a registered name; got "
+            f"{told(sampler)}."
         )
+    check_kind("options", options, Mapping, "a dict of the sampler's options")
+    max_seconds = check_number("max_seconds", max_seconds, Interval(0, open_low=True))
     with suppress(PluginLoadError):  # options that the class declares badly are for a check to tell
         resolve_options(cls, options, method=_name(sampler))
     return Lab(cls, options, max_seconds=max_seconds, name=_name(sampler) if registered else None)
@@ -204,11 +219,13 @@ def _summary(law: Law) -> str:
 def _chosen(only: Iterable[str] | None) -> list[Law]:
     if only is None:
         return list(LAWS)
-    only, known = set(only), {law.__name__: law for law in LAWS}
-    unknown = sorted(only - known.keys())
+    names = check_listed("only", only, "an iterable of checks' names, or None")
+    known = {law.__name__: law for law in LAWS}
+    unknown = [name for name in names if not isinstance(name, str) or name not in known]
     if unknown:
-        raise ValueError(f"Unknown checks {', '.join(unknown)}; there are {', '.join(known)}.")
-    return [known[name] for name in known if name in only]
+        listed = ", ".join(told(name).strip("'") for name in unknown[:_MOST_NAMED])
+        raise OptionError(f"Unknown checks {listed}; there are {', '.join(known)}.")
+    return [known[name] for name in known if name in names]
 
 
 def _name(sampler: type[Sampler] | str) -> str:
