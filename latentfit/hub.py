@@ -141,7 +141,7 @@ def model_card(
         "versions": ", ".join(f"{name} {version}" for name, version in info["versions"].items()),
         "licence": license or "not told",
     }
-    yaml = "".join(f"{name}: {json.dumps(value)}\n" for name, value in front.items())
+    yaml = "".join(f"{name}: {_yaml(value)}\n" for name, value in front.items())
     parts = [f"---\n{yaml}---\n\n# A sampler of latents\n\n"]
     parts.append("| | |\n| --- | --- |\n")
     parts += [f"| {name} | {_cell(str(value))} |\n" for name, value in facts.items()]
@@ -154,7 +154,7 @@ def model_card(
         "sampler = LatentSampler.from_pretrained(FOLDER_OR_REPOSITORY, decoder=YOUR_DECODER)\n"
         f"z = sampler.sample(64{condition})\nimages = sampler.generate(64{condition})\n```\n"
     )
-    return "".join(parts)
+    return "".join(parts).encode("utf-8", "replace").decode()  # a file's name may be no Unicode
 
 
 def _card_of(sampler: LatentSampler, card: Mapping[str, Any]) -> str:
@@ -168,6 +168,12 @@ def _card_of(sampler: LatentSampler, card: Mapping[str, Any]) -> str:
 
 def _told(card: Mapping[str, Any]) -> bool:
     return any(value is not None for value in card.values())
+
+
+def _yaml(value: Any) -> str:
+    """Write a text, or a list of such, as YAML: JSON, but for its escapes of what lies beyond 16 bits."""
+    text = json.dumps(value, ensure_ascii=False)
+    return re.sub(r"[^ -~]", lambda found: f"\\U{ord(found[0]):08x}", text)
 
 
 def _cell(text: str) -> str:

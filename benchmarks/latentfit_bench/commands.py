@@ -1,8 +1,10 @@
 """What the commands of all tasks share: options, progress, and what they leave behind."""
 
 import json
+import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -17,6 +19,7 @@ from latentfit_bench.methods import (
     find_rows,
     method_row,
 )
+from latentfit_bench.report import failures, printable, screen_table
 from latentfit_bench.systems import SYSTEMS, System
 
 if TYPE_CHECKING:
@@ -184,7 +187,7 @@ def _resolve_device(name: str | None) -> "torch.device":
 
 def log(line: str) -> None:
     """Report progress: one line on stderr."""
-    click.echo(line, err=True)
+    click.echo(printable(line), err=True)
 
 
 def execute(
@@ -203,6 +206,25 @@ def execute(
     Raises:
         ClickException: Some rows failed; told after everything is written.
     """
+    # Stdout is for the results: what plugins and libraries print goes to stderr.
+    with redirect_stdout(sys.stderr):
+        results, text = _compare(request, load, settings)
+
+    if request.json:
+        click.echo(text, nl=False)
+    else:
+        click.echo(screen_table(results))
+    log(f"{results['seconds']:.0f} s in all; results.json, table.md and figures: {request.out}")
+    failed = failures(results)
+    if failed:
+        raise click.ClickException("\n".join(["Some methods failed.", *map(printable, failed)]))
+    return results
+
+
+def _compare(
+    request: Request, load: Callable[[], "ImageData"], settings: "Settings"
+) -> tuple[dict[str, Any], str]:
+    """Run the comparison and write its files; give the results, and the text of `results.json`."""
     began = time.perf_counter()
     device = _resolve_device(request.device)
     rows = request.rows()
@@ -250,16 +272,7 @@ def execute(
     text = json.dumps(results, indent=2, allow_nan=False) + "\n"
     _write(request.out, text, report.markdown_table(results), pictures)
     run.unfinished.remove()
-
-    if request.json:
-        click.echo(text, nl=False)
-    else:
-        click.echo(report.screen_table(results))
-    log(f"{results['seconds']:.0f} s in all; results.json, table.md and figures: {request.out}")
-    failures = report.failures(results)
-    if failures:
-        raise click.ClickException("\n".join(["Some methods failed.", *failures]))
-    return results
+    return results, text
 
 
 def _write(out: Path, text: str, table: str, pictures: "Mapping[str, bytes]") -> None:
