@@ -20,7 +20,7 @@ from latentfit.cli.bench import bench
 from latentfit.cli.diagnosing import diagnose
 from latentfit.cli.fitting import fit, info, sample, score
 from latentfit.cli.plugins import check, new_plugin, samplers
-from latentfit.cli.streams import end_stdout, mend_streams, tell
+from latentfit.cli.streams import end_stream, mend_streams, tell
 from latentfit.cli.text import one_line
 from latentfit.errors import LatentsWarning
 
@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             error.show()
         return error.exit_code
     except Exception as error:
-        unwritten = end_stdout() if isinstance(error, OSError) else None
+        unwritten = end_stream("stdout") if isinstance(error, OSError) else None
         if isinstance(
             error, BrokenPipeError
         ):  # `latentfit ... | head`: nobody is left to tell anything
@@ -61,7 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         tell(f"Error: {one_line(error if unwritten is None else unwritten, _DEBUG)}")
         return 1
     finally:
-        end_stdout()
+        end_stream("stdout")
+        end_stream("stderr")
     return code if isinstance(code, int) else 0
 
 

@@ -9,7 +9,7 @@ from typing import TextIO
 
 import click
 
-__all__ = ["end_stdout", "mend_streams", "results_only", "tell"]
+__all__ = ["end_stream", "mend_streams", "results_only", "tell"]
 
 
 def results_only() -> redirect_stdout[TextIO]:
@@ -38,15 +38,16 @@ def tell(line: str) -> None:
         click.echo(line, err=True)
 
 
-def end_stdout() -> OSError | None:
-    """Write what is left to stdout, and give what went wrong.
+def end_stream(name: str) -> OSError | None:
+    """Write what is left to ``"stdout"`` or ``"stderr"``, and give what went wrong.
 
-    After an error it becomes the null device: the interpreter would try again at its end, and tell of it in
-    its own words.
+    After an error it becomes the null device: the interpreter would try again at its end, tell of it in its
+    own words, and exit with another code.
     """
+    stream = getattr(sys, name)
     try:
-        sys.stdout.flush()
+        stream.flush()
     except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return type(error)(error.errno, error.strerror, "stdout")
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return type(error)(error.errno, error.strerror, name)
     return None
