@@ -238,6 +238,28 @@ def test_any_name_in_any_locale(
     assert len(LatentStore(there / "store")) == 200
 
 
+def test_json_is_alone_on_stdout_whatever_prints_and_warns(
+    run_all: Callable[..., list[Done]], folder: Path
+) -> None:
+    (folder / "chatty.py").write_text(
+        "import warnings\n"
+        "from latentfit.plugin import Sampler\n"
+        "def talk():\n    print('noise')\n    warnings.warn('beware')\n"
+        "talk()\n"
+        "class Chatty(Sampler):\n"
+        "    def __init__(self):\n        super().__init__()\n        talk()\n"
+        "    def build(self, dim, n): talk()\n"
+        "    def fit(self, rows, held_out, run): talk()\n"
+        "    def sample(self, n, generator): raise ValueError('none')\n"
+    )
+    words = ("check", "chatty:Chatty", "--only", "few_rows_are_handled", "--json")
+    (done,) = run_all([(words, {})], PYTHONWARNINGS="always")
+    assert done.code == 1  # it draws nothing
+    assert json.loads(str(done.out))["results"][0]["status"] == "failed"
+    assert "noise" in str(done.err)
+    assert "UserWarning: beware" in str(done.err)
+
+
 def test_a_name_that_is_no_unicode_is_refused_in_words_or_works(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
