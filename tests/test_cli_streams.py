@@ -238,10 +238,8 @@ def test_any_name_in_any_locale(
     assert len(LatentStore(there / "store")) == 200
 
 
-def test_json_is_alone_on_stdout_whatever_prints_and_warns(
-    run_all: Callable[..., list[Done]], folder: Path
-) -> None:
-    (folder / "chatty.py").write_text(
+def test_json_is_alone_on_stdout_whatever_prints_and_warns(tmp_path: Path) -> None:
+    (tmp_path / "chatty.py").write_text(
         "import warnings\n"
         "from latentfit.plugin import Sampler\n"
         "def talk():\n    print('noise')\n    warnings.warn('beware')\n"
@@ -253,11 +251,17 @@ def test_json_is_alone_on_stdout_whatever_prints_and_warns(
         "    def sample(self, n, generator): raise ValueError('none')\n"
     )
     words = ("check", "chatty:Chatty", "--only", "few_rows_are_handled", "--json")
-    (done,) = run_all([(words, {})], PYTHONWARNINGS="always")
-    assert done.code == 1  # it draws nothing
-    assert json.loads(str(done.out))["results"][0]["status"] == "failed"
-    assert "noise" in str(done.err)
-    assert "UserWarning: beware" in str(done.err)
+    done = subprocess.run(
+        [sys.executable, "-m", "latentfit", *words],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 1  # it draws nothing
+    assert json.loads(done.stdout)["results"][0]["status"] == "failed"
+    assert done.stderr.count("noise") > 3  # the import, the constructor, build, fit
+    assert "UserWarning: beware" in done.stderr
 
 
 def test_a_name_that_is_no_unicode_is_refused_in_words_or_works(
