@@ -142,7 +142,8 @@ class Checkpoint:
         tensors, plain = flatten({"over": over, "present": self.present or {}})
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            write_tensors(self.path, tensors, {"kind": CHECKPOINT, "fit": self.fit, "state": plain})
+            header = {"kind": CHECKPOINT, "fit": self.fit, "state": plain}
+            write_tensors(self.path, tensors, header, follow=False)
         except OSError as error:
             warnings.warn(
                 f"The checkpoint {str(self.path)!r} can't be written: {error}. The fit goes on.",

@@ -25,9 +25,10 @@ def save_pretrained(sampler: LatentSampler, directory: str | os.PathLike[str], *
     text = _card_of(sampler, card)
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
-    sampler.save(folder / FILE)
+    with atomic_path(folder / FILE, follow=False) as temporary:  # the hub's cache is all links
+        sampler.save(temporary)
     if _told(card) or not (folder / CARD).exists():  # what somebody has written stays
-        with atomic_path(folder / CARD) as temporary:
+        with atomic_path(folder / CARD, follow=False) as temporary:
             temporary.write_text(text, encoding="utf-8")
     return folder
 

@@ -1,6 +1,7 @@
 """What the commands of all tasks share: options, progress, and what they leave behind."""
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -236,14 +237,8 @@ def _compare(
     except OptionError as error:
         raise click.BadParameter(str(error), param_hint="--conditional") from error
     data = load()
-    try:
-        request.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        # Better told now than after the trainings.
-        raise click.ClickException(
-            f"Expected a folder that can be written to for --out; got {request.out}: "
-            f"{error.strerror}."
-        ) from error
+    unfinished = request.out / "unfinished"
+    _make_folder(request.out, unfinished)
     # Slow to import, and not needed for --help or a mistyped option.
     from latentfit_bench import figures, report
     from latentfit_bench.classifier import load_classifier
@@ -260,7 +255,7 @@ def _compare(
         how=request.binarize,
         device=device,
         log=log,
-        unfinished=request.out / "unfinished",
+        unfinished=unfinished,
     )
     results = run.run(range(request.seeds))
     results["quick"] = request.quick
@@ -273,6 +268,21 @@ def _compare(
     _write(request.out, text, report.markdown_table(results), pictures)
     run.unfinished.remove()
     return results, text
+
+
+def _make_folder(out: Path, unfinished: Path) -> None:
+    """Make the folder of the results; better told now than after the trainings that it can't be."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise click.ClickException(
+            f"Expected a folder that can be written to for --out; got {out}: {error.strerror}."
+        ) from error
+    if os.path.lexists(unfinished) and (unfinished.is_symlink() or not unfinished.is_dir()):
+        raise click.ClickException(
+            f"Expected nothing at {unfinished}, or the folder of a run that was ended; got a file or a link, "
+            "which may lead anywhere. Remove it."
+        )
 
 
 def _write(out: Path, text: str, table: str, pictures: "Mapping[str, bytes]") -> None:
