@@ -333,3 +333,15 @@ def test_a_shell_and_an_interpreter_from_its_start_to_its_end(
         ["sh", "-c", line], env=environment, capture_output=True, text=True, timeout=60
     )
     assert (done.returncode, done.stdout, done.stderr) == (code, "", told)
+
+
+@pytest.mark.parametrize("progress", [None, True, False])
+def test_a_library_without_stderr_draws_no_bar(
+    progress: bool | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stderr", None)  # as under pythonw
+    z = torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
+    sampler = fit_latent_sampler(
+        None, z, method="realnvp", steps=2, layers=1, components=1, progress=progress
+    )
+    assert sampler.sample(3, seed=0).shape == (3, 2)
