@@ -137,7 +137,7 @@ def test_without_the_floor_there_are_no_ratios():
 HOSTILE = [
     "a | b",
     "<script>alert(1)</script>",
-    "[a](javascript:alert(1))",
+    "[a](javascript:alert(1)) [b](http://127.0.0.1/)",
     "![a](http://127.0.0.1/a.png)",
     "`a` **b** _c_ ~~d~~ $e$",
     "a\n\n# b\n\n---\n| c |",
