@@ -7,6 +7,7 @@ state, its curves, its clock.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import torch
 from torch import Tensor, nn
@@ -27,12 +29,12 @@ if TYPE_CHECKING:
     from latentfit.training import Run
 
 __all__ = [
-    "ENDING",
     "Checkpoint",
     "DamagedCheckpoint",
     "ForeignCheckpoint",
     "Phase",
     "State",
+    "checkpoint_path",
     "load_module",
     "optimiser_state",
     "remove_checkpoints",
@@ -44,7 +46,8 @@ State = dict[str, Any]  # nested dicts of tensors and JSON values
 _CPU = torch.device("cpu")
 SECONDS = 60.0  # between two writes
 _STEPS = 16  # of several processes, which have to agree, between two looks at the clock
-ENDING = ".checkpoint.safetensors"
+_ENDING = ".checkpoint.safetensors"
+_LONGEST = 150  # letters of a method's name in a file's name
 
 
 class ForeignCheckpoint(OptionError):
@@ -139,7 +142,8 @@ class Checkpoint:
         tensors, plain = flatten({"over": over, "present": self.present or {}})
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            write_tensors(self.path, tensors, {"kind": CHECKPOINT, "fit": self.fit, "state": plain})
+            header = {"kind": CHECKPOINT, "fit": self.fit, "state": plain}
+            write_tensors(self.path, tensors, header, follow=False)
         except OSError as error:
             warnings.warn(
                 f"The checkpoint {str(self.path)!r} can't be written: {error}. The fit goes on.",
@@ -233,10 +237,18 @@ class Phase:
         return now | {"own": {str(i): one for i, one in enumerate(everyone)}}
 
 
+def checkpoint_path(folder: str | os.PathLike[str], name: str) -> Path:
+    """Give the file of a fit's checkpoint, which is in the folder whatever a plugin calls its method."""
+    quoted = quote(name, safe=" ,+", errors="surrogatepass")
+    if len(quoted) > _LONGEST:
+        quoted = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()
+    return Path(folder, f"{quoted}{_ENDING}")
+
+
 def remove_checkpoints(folder: str | os.PathLike[str], names: Iterable[str]) -> None:
     """Remove the checkpoints of these names from a folder, and the folder if it has nothing else."""
     for name in names:
-        Path(folder, f"{name}{ENDING}").unlink(missing_ok=True)
+        checkpoint_path(folder, name).unlink(missing_ok=True)
     with suppress(OSError):
         Path(folder).rmdir()
 

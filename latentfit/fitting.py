@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from latentfit._version import __version__
-from latentfit.checkpoint import ENDING, Checkpoint
+from latentfit.checkpoint import Checkpoint, checkpoint_path
 from latentfit.choosing import CUSTOM, fit_transform, needs_covariance
 from latentfit.condition import Condition, fit_condition, kind_of
 from latentfit.custom import ROWS, check_transform_object
@@ -123,7 +123,7 @@ def fit_class(
     checkpoint = None
     if plan.checkpoint is not None:
         checkpoint = _open_checkpoint(
-            plan.checkpoint / f"{name or method}{ENDING}",
+            checkpoint_path(plan.checkpoint, name or method),
             data,
             plan,
             method=method,

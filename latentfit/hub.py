@@ -26,9 +26,10 @@ def save_pretrained(sampler: LatentSampler, directory: str | os.PathLike[str], *
     folder = check_path("directory", directory, "a folder")
     text = _card_of(sampler, card)
     folder.mkdir(parents=True, exist_ok=True)
-    sampler.save(folder / FILE)
+    with atomic_path(folder / FILE, follow=False) as temporary:  # the hub's cache is all links
+        sampler.save(temporary)
     if _told(card) or not (folder / CARD).exists():  # what somebody has written stays
-        with atomic_path(folder / CARD) as temporary:
+        with atomic_path(folder / CARD, follow=False) as temporary:
             temporary.write_text(text, encoding="utf-8")
     return folder
 
@@ -149,7 +150,7 @@ def model_card(
         "versions": ", ".join(f"{name} {version}" for name, version in info["versions"].items()),
         "licence": license or "not told",
     }
-    yaml = "".join(f"{name}: {json.dumps(value)}\n" for name, value in front.items())
+    yaml = "".join(f"{name}: {_yaml(value)}\n" for name, value in front.items())
     parts = [f"---\n{yaml}---\n\n# A sampler of latents\n\n"]
     parts.append("| | |\n| --- | --- |\n")
     parts += [f"| {name} | {_cell(str(value))} |\n" for name, value in facts.items()]
@@ -162,7 +163,7 @@ def model_card(
         "sampler = LatentSampler.from_pretrained(FOLDER_OR_REPOSITORY, decoder=YOUR_DECODER)\n"
         f"z = sampler.sample(64{condition})\nimages = sampler.generate(64{condition})\n```\n"
     )
-    return "".join(parts)
+    return "".join(parts).encode("utf-8", "replace").decode()  # a file's name may be no Unicode
 
 
 def _card_of(sampler: LatentSampler, card: Mapping[str, Any]) -> str:
@@ -182,6 +183,12 @@ def _check_access(revision: Any, token: Any) -> None:
 
 def _told(card: Mapping[str, Any]) -> bool:
     return any(value is not None for value in card.values())
+
+
+def _yaml(value: Any) -> str:
+    """Write a text, or a list of such, as YAML: JSON, but for its escapes of what lies beyond 16 bits."""
+    text = json.dumps(value, ensure_ascii=False)
+    return re.sub(r"[^ -~]", lambda found: f"\\U{ord(found[0]):08x}", text)
 
 
 def _cell(text: str) -> str:

@@ -31,20 +31,28 @@ _BLANK = "0" * 64  # stands for the digest while the file is hashed
 
 
 @contextmanager
-def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic_path(path: str | os.PathLike[str], *, follow: bool = True) -> Iterator[Path]:
     """Yield a temporary path beside the target; on success it replaces the target, else it is removed.
 
     The content is flushed to disk first, and the mode is the umask's, so that a reader sees the old file
     or the new one, whole.
 
+    Args:
+        path: The target.
+        follow: Whether a link that a user names as the target stays a link, and the file it leads to is
+            written. One that is found in a folder of ours is replaced: it may lead anywhere.
+
     Raises:
         OSError: The folder does not exist or can't be written.
     """
-    target = Path(os.path.realpath(path))  # a link stays a link
-    if target.is_dir():
-        raise IsADirectoryError(f"Expected a file's path; {str(path)!r} is a folder.")
-    if target.exists() and not target.is_file():  # replacing /dev/null would take it from everyone
-        raise OSError(f"Expected a file's path; {str(path)!r} is a device, a pipe or a socket.")
+    target = Path(os.path.realpath(path)) if follow else Path(path).absolute()
+    if not target.is_symlink():
+        if target.is_dir():
+            raise IsADirectoryError(f"Expected a file's path; {str(path)!r} is a folder.")
+        if (
+            target.exists() and not target.is_file()
+        ):  # replacing /dev/null would take it from everyone
+            raise OSError(f"Expected a file's path; {str(path)!r} is a device, a pipe or a socket.")
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     try:
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
@@ -64,9 +72,13 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def write_tensors(
-    path: str | os.PathLike[str], tensors: dict[str, Tensor], header: dict[str, Any]
+    path: str | os.PathLike[str],
+    tensors: dict[str, Tensor],
+    header: dict[str, Any],
+    *,
+    follow: bool = True,
 ) -> None:
-    """Write tensors and a JSON header to a safetensors file, atomically.
+    """Write tensors and a JSON header to a safetensors file, atomically; see :func:`atomic_path`.
 
     Raises:
         OSError: The file can't be written; what was there before is unchanged.
@@ -76,7 +88,7 @@ def write_tensors(
     text = json.dumps(full, allow_nan=False, sort_keys=True)
     content = safetensors.torch.save(plain, metadata={_KEY: text})
     digest = hashlib.sha256(content).hexdigest()
-    with atomic_path(path) as temporary:
+    with atomic_path(path, follow=follow) as temporary:
         temporary.write_bytes(content.replace(_BLANK.encode(), digest.encode(), 1))
 
 

@@ -20,7 +20,8 @@ class Bar:
 
     def __init__(self, label: str, progress: bool | None) -> None:
         self._label = label
-        self._shown = sys.stderr.isatty() if progress is None else progress
+        stream = sys.stderr  # None where there is none, as in pythonw
+        self._shown = stream is not None and (stream.isatty() if progress is None else progress)
         self._bar: tqdm[None] | None = None
 
     def __enter__(self) -> Bar:

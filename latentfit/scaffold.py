@@ -105,6 +105,10 @@ def _check_name(name: str) -> _Names:
             f"Expected a name of lower-case letters, digits and single hyphens that begins with a letter, at "
             f"most {_LONGEST} long{hint}; got {name!r}."
         )
+    if re.fullmatch("con|prn|aux|nul|(com|lpt)[0-9]", name):
+        raise OptionError(
+            f"Expected a folder's name that no system keeps for itself; {name!r} is a device on Windows."
+        )
     if method in _RESERVED:
         raise OptionError(f"Expected a name that is free; {method!r} has a meaning in latentfit.")
     for info in list_samplers():

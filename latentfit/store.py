@@ -227,7 +227,8 @@ class LatentStore:
         if moments.covariance is not None:
             tensors["covariance"] = moments.covariance
         content = save(tensors, metadata={_KEY: json.dumps(self._identity())})
-        with suppress(OSError), atomic_path(self.path / MOMENTS) as temporary:  # may be read-only
+        path = self.path / MOMENTS
+        with suppress(OSError), atomic_path(path, follow=False) as temporary:  # may be read-only
             temporary.write_bytes(content)
         return moments
 

@@ -171,7 +171,7 @@ class _Filling:
             content = safetensors.torch.save(
                 tensors, metadata=shard_metadata(digest, batches, tensors)
             )
-            with atomic_path(self._file) as temporary:
+            with atomic_path(self._file, follow=False) as temporary:
                 temporary.write_bytes(content)
             shape, dtype = tensors["latents"].shape[1:], tensors["latents"].dtype
         else:
@@ -340,7 +340,7 @@ def _write_index(folder: Path, fingerprint: str, entries: list[dict[str, Any]]) 
     text = json.dumps(index, indent=1)
     target = folder / INDEX
     if not target.is_file() or target.read_text() != text:
-        with atomic_path(target) as temporary:
+        with atomic_path(target, follow=False) as temporary:
             temporary.write_text(text)
     named = {shard.file for shard in shards}
     for name in os.listdir(folder):

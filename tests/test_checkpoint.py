@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from latentfit import LatentSampler, fit_latent_sampler, list_samplers, load_sampler
-from latentfit.checkpoint import Phase
+from latentfit.checkpoint import Phase, checkpoint_path, remove_checkpoints
 from latentfit.errors import FileFormatError, OptionError
 from latentfit.fitting import Plan, fit_class
 from latentfit.minibatches import TensorBatches
@@ -274,7 +274,7 @@ def test_parts_that_a_clock_decided_on_are_not_mistaken_for_others(tmp_path: Pat
 def test_what_cannot_be_written_is_told_and_ends_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*_: Any) -> None:
+    def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("latentfit.checkpoint.write_tensors", full)
@@ -306,6 +306,36 @@ def test_what_killed_writes_left_is_removed(tmp_path: Path) -> None:
 def test_a_new_seed_each_time_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match=r"Expected a seed with checkpoint="):
         fit("gaussian", checkpoint=tmp_path, seed=None)
+
+
+def test_every_name_has_a_file_of_its_own_in_the_folder(tmp_path: Path) -> None:
+    plain = ["gmm", "spline-ar", "gmm, again", "a_b"]
+    odd = [
+        "../a",
+        "/a",
+        "..",
+        ".",
+        "a/b",
+        "a\\b",
+        "a\0",
+        "*",
+        "[a]",
+        "é",
+        "x" * 300,
+        "x" * 301,
+        "a%2Fb",
+    ]
+    paths = [checkpoint_path(tmp_path, name) for name in (*plain, *odd)]
+    assert [path.name for path in paths[: len(plain)]] == [
+        f"{name}.checkpoint.safetensors" for name in plain
+    ]
+    assert len(set(paths)) == len(paths)
+    for path in paths:
+        path.write_bytes(b"")
+    assert set(tmp_path.iterdir()) == set(paths)
+    (tmp_path / "mine").write_bytes(b"")
+    remove_checkpoints(tmp_path, [*plain, *odd, "../mine"])
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
 def test_auto_does_not_take_another_fits_checkpoint_for_a_failure(tmp_path: Path) -> None:

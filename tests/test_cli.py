@@ -623,6 +623,107 @@ def installed(tmp_path, monkeypatch):
     return install
 
 
+CHATTY = """
+import os, sys, warnings
+import torch
+from latentfit.plugin import Sampler
+
+def talk(where):
+    print("noise of", where)
+    sys.stdout.write("more noise")
+    warnings.warn("a warning of " + where)
+
+talk("the import")
+
+class Chatty(Sampler):
+    '''A normal distribution that talks.'''
+
+    has_density = True
+
+    def __init__(self):
+        super().__init__()
+        talk("the constructor")
+
+    def build(self, dim, n):
+        talk("build")
+        self.register_buffer("mean", torch.zeros(dim))
+
+    def fit(self, rows, held_out, run):
+        talk("fit")
+        run.once("first", lambda: {}, lambda _: None)
+        if os.environ.get("CHATTY_FAILS"):
+            raise RuntimeError("\x1b[31mred\x1b[0m")
+
+    def sample(self, n, generator):
+        talk("sample")
+        return self.mean + torch.randn(n, len(self.mean), generator=generator)
+
+    def log_prob(self, rows):
+        talk("log_prob")
+        return torch.distributions.Normal(self.mean, 1.0).log_prob(rows).sum(1)
+"""
+
+
+@pytest.mark.filterwarnings("ignore:a warning of")
+def test_stdout_has_results_only_whatever_a_plugin_prints(run, installed, monkeypatch):
+    monkeypatch.delitem(sys.modules, "chatty_dist", raising=False)
+    installed("chatty_dist", "latentfit.samplers", {"chatty": "chatty_dist:Chatty"}, CHATTY)
+    only = ("--only", "constructor_only_stores", "--only", "seed_decides_the_samples", "--json")
+    for words in (
+        ("samplers", "chatty", "--json"),
+        ("samplers", "--json"),
+        ("check", "chatty", *only),
+        ("check", "chatty_dist:Chatty", *only),
+    ):
+        monkeypatch.delitem(sys.modules, "chatty_dist", raising=False)
+        _, out, err = run(*words)
+        assert json.loads(out)
+        assert ("noise of the import" in err) == ("chatty" in words[1]), words
+    assert (
+        run("fit", "--latents", "latents.npy", "-m", "chatty", "--out", "chatty.safetensors")[0]
+        == 0
+    )
+    code, out, err = run("score", "chatty.safetensors", "--latents", "latents.npy")
+    assert code == 0
+    assert len([float(line) for line in out.splitlines()]) == 400
+    assert "noise of log_prob" in err
+
+
+@pytest.mark.filterwarnings("ignore:a warning of")
+@pytest.mark.parametrize(
+    "name",
+    ["../../up", "/tmp/latentfit-absolute", "..", "a/b", "CON", "long" * 80, "*[a]?", "\u202eé"],
+)
+def test_a_methods_name_is_no_path(run, installed, tmp_path, monkeypatch, name):
+    monkeypatch.delitem(sys.modules, "chatty_dist", raising=False)
+    monkeypatch.setattr("latentfit.checkpoint.SECONDS", 0.0)
+    installed("chatty_dist", "latentfit.samplers", {name: "chatty_dist:Chatty"}, CHATTY)
+    latents = str(Path("latents.npy").resolve())
+    work = tmp_path / "above" / "work"
+    work.mkdir(parents=True)
+    monkeypatch.chdir(work)
+
+    def files():
+        return {path for path in (tmp_path / "above").rglob("*") if path.is_file()}
+
+    words = ("fit", "--latents", latents, "-m", name, "--checkpoint", "c", "--out", "s.safetensors")
+    monkeypatch.setenv("CHATTY_FAILS", "1")
+    code, _, err = run(*words)
+    assert code == 1
+    assert "\x1b" not in err
+    (kept,) = files()
+    assert kept.parent == work / "c"
+    assert kept.name.endswith(".checkpoint.safetensors")
+    monkeypatch.delenv("CHATTY_FAILS")
+    assert run(*words)[0] == 0
+    assert files() == {work / "s.safetensors"}
+    assert not Path("/tmp/latentfit-absolute.checkpoint.safetensors").exists()
+    code, out, _ = run("samplers")
+    assert code == 0
+    assert len(out.splitlines()) == len(latentfit.list_samplers())
+    assert all(line.isprintable() for line in out.splitlines())
+
+
 def test_a_benchmark_of_somebody_else(run, installed):
     source = (
         "import click\n"

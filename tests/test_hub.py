@@ -2,6 +2,7 @@
 
 import inspect
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -69,6 +70,50 @@ def test_names_are_no_markup_in_a_card(sampler: LatentSampler, tmp_path: Path) -
     lines = [line for line in body.splitlines() if "script" in line]
     assert len(lines) == 3
     assert all(line.replace("\\|", "").count("|") == 3 for line in lines)
+
+
+HOSTILE = [
+    "a | b",
+    "mit\ntags: [evil]\n---\n# title",
+    "key: value # comment",
+    "'a' \"b\" \\ {c} [d] &e *f !g %h @i `j`",
+    "- a",
+    "yes",
+    "<script>alert(1)</script> <!-- c --> &lt;b&gt;",
+    "[a](javascript:alert(1)) ![b](http://127.0.0.1/b.png) <http://127.0.0.1>",
+    "**a** _b_ ~~c~~ $d$ # e \\|",
+    "é€😀 \x7f \x85 \u2028 \ufeff \u202e",
+]
+
+
+@pytest.mark.parametrize("hostile", HOSTILE)
+def test_any_text_is_that_text_in_the_front_and_in_the_body(
+    sampler: LatentSampler, render: Callable[[str], Any], tmp_path: Path, hostile: str
+) -> None:
+    told = dict.fromkeys(("encoder", "dataset", "license"), hostile)
+    cards = []
+    for number, (words, metric) in enumerate(((dict.fromkeys(told, "x"), "x"), (told, hostile))):
+        folder = sampler.save_pretrained(tmp_path / str(number), **words, metrics={metric: 1.0})
+        cards.append((folder / "README.md").read_text(encoding="utf-8"))
+    (plain, plain_body), (given, body) = (card.split("\n---\n\n", 1) for card in cards)
+    plain_front, front_ = yaml.safe_load(plain), yaml.safe_load(given)
+    assert front_["license"] == hostile
+    assert front_ | {"license": "x", "datasets": ["x"]} == plain_front
+    expected, got = render(plain_body), render(body)
+    assert got.kinds == expected.kinds
+    name = " ".join(hostile.split())
+    rows = [
+        [cell if cell != "x" else name for cell in cells]
+        for cells in ([cells[0], cells[1].replace("x;", f"{name};")] for cells in expected.rows)
+    ]
+    assert got.rows == rows
+
+
+def test_a_name_that_is_no_unicode_still_gives_a_card(
+    sampler: LatentSampler, tmp_path: Path
+) -> None:
+    sampler.save_pretrained(tmp_path, encoder="vae-\udcff", license="mit")
+    assert "vae-?" in (tmp_path / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

@@ -144,6 +144,54 @@ def test_a_link_stays_a_link_and_its_target_is_written(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["link", "real"]
 
 
+def a_card(folder: Path) -> None:
+    fit_latent_sampler(None, X, method="gaussian").save_pretrained(folder, license="mit")
+
+
+def a_store(folder: Path) -> None:
+    fit_latent_sampler(nn.Flatten(), X, method="gaussian", store=folder)
+
+
+def a_checkpoint(folder: Path) -> None:
+    fit_latent_sampler(None, X, method="gmm", checkpoint=folder)
+
+
+@pytest.mark.parametrize(
+    "write, leads_to",
+    [
+        (a_card, "a file"),
+        (a_card, "nothing"),
+        (a_store, "a file"),
+        (a_store, "nothing"),
+        (a_checkpoint, "nothing"),  # a file that is no checkpoint is refused
+    ],
+)
+def test_links_in_a_folder_of_ours_lead_nowhere(
+    write: Callable[[Path], None],
+    leads_to: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("latentfit.checkpoint.SECONDS", 0.0)
+    write(tmp_path / "first")
+    made = {path.name: path.read_bytes() for path in (tmp_path / "first").iterdir()}
+    names = sorted(made.keys() - {".lock"})  # filelock follows no link
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (tmp_path / "folder").mkdir()
+    for name in names:
+        if leads_to == "a file":
+            (outside / name).write_bytes(b"theirs")
+        (tmp_path / "folder" / name).symlink_to(outside / name)
+    before = {path.name: path.read_bytes() for path in outside.iterdir()}
+    write(tmp_path / "folder")
+    assert names
+    for name in names:
+        assert not (tmp_path / "folder" / name).is_symlink()
+        assert len((tmp_path / "folder" / name).read_bytes()) == len(made[name])
+    assert {path.name: path.read_bytes() for path in outside.iterdir()} == before
+
+
 def test_who_reads_the_old_file_meanwhile_reads_it_whole(tmp_path: Path) -> None:
     path = tmp_path / "s"
     path.write_text("old")

@@ -1,8 +1,11 @@
 """What the commands of all tasks share: options, progress, and what they leave behind."""
 
 import json
+import os
+import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -17,6 +20,7 @@ from latentfit_bench.methods import (
     find_rows,
     method_row,
 )
+from latentfit_bench.report import failures, printable, screen_table
 from latentfit_bench.systems import SYSTEMS, System
 
 if TYPE_CHECKING:
@@ -184,7 +188,7 @@ def _resolve_device(name: str | None) -> "torch.device":
 
 def log(line: str) -> None:
     """Report progress: one line on stderr."""
-    click.echo(line, err=True)
+    click.echo(printable(line), err=True)
 
 
 def execute(
@@ -203,6 +207,25 @@ def execute(
     Raises:
         ClickException: Some rows failed; told after everything is written.
     """
+    # Stdout is for the results: what plugins and libraries print goes to stderr.
+    with redirect_stdout(sys.stderr):
+        results, text = _compare(request, load, settings)
+
+    if request.json:
+        click.echo(text, nl=False)
+    else:
+        click.echo(screen_table(results))
+    log(f"{results['seconds']:.0f} s in all; results.json, table.md and figures: {request.out}")
+    failed = failures(results)
+    if failed:
+        raise click.ClickException("\n".join(["Some methods failed.", *map(printable, failed)]))
+    return results
+
+
+def _compare(
+    request: Request, load: Callable[[], "ImageData"], settings: "Settings"
+) -> tuple[dict[str, Any], str]:
+    """Run the comparison and write its files; give the results, and the text of `results.json`."""
     began = time.perf_counter()
     device = _resolve_device(request.device)
     rows = request.rows()
@@ -214,14 +237,8 @@ def execute(
     except OptionError as error:
         raise click.BadParameter(str(error), param_hint="--conditional") from error
     data = load()
-    try:
-        request.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        # Better told now than after the trainings.
-        raise click.ClickException(
-            f"Expected a folder that can be written to for --out; got {request.out}: "
-            f"{error.strerror}."
-        ) from error
+    unfinished = request.out / "unfinished"
+    _make_folder(request.out, unfinished)
     # Slow to import, and not needed for --help or a mistyped option.
     from latentfit_bench import figures, report
     from latentfit_bench.classifier import load_classifier
@@ -238,7 +255,7 @@ def execute(
         how=request.binarize,
         device=device,
         log=log,
-        unfinished=request.out / "unfinished",
+        unfinished=unfinished,
     )
     results = run.run(range(request.seeds))
     results["quick"] = request.quick
@@ -250,16 +267,22 @@ def execute(
     text = json.dumps(results, indent=2, allow_nan=False) + "\n"
     _write(request.out, text, report.markdown_table(results), pictures)
     run.unfinished.remove()
+    return results, text
 
-    if request.json:
-        click.echo(text, nl=False)
-    else:
-        click.echo(report.screen_table(results))
-    log(f"{results['seconds']:.0f} s in all; results.json, table.md and figures: {request.out}")
-    failures = report.failures(results)
-    if failures:
-        raise click.ClickException("\n".join(["Some methods failed.", *failures]))
-    return results
+
+def _make_folder(out: Path, unfinished: Path) -> None:
+    """Make the folder of the results; better told now than after the trainings that it can't be."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise click.ClickException(
+            f"Expected a folder that can be written to for --out; got {out}: {error.strerror}."
+        ) from error
+    if os.path.lexists(unfinished) and (unfinished.is_symlink() or not unfinished.is_dir()):
+        raise click.ClickException(
+            f"Expected nothing at {unfinished}, or the folder of a run that was ended; got a file or a link, "
+            "which may lead anywhere. Remove it."
+        )
 
 
 def _write(out: Path, text: str, table: str, pictures: "Mapping[str, bytes]") -> None:

@@ -4,7 +4,6 @@ import gzip
 import hashlib
 import io
 import os
-import tempfile
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,10 +15,15 @@ import torch
 from torch import Tensor
 
 from latentfit.errors import DatasetUnavailableError, FileFormatError
+from latentfit_bench.downloads import fetch, reason
 from latentfit_bench.files import write_atomically
 from latentfit_bench.idx import parse_idx
 
 DATA_VARIABLE = "LATENTFIT_DATA"
+_WAYS_OUT = (
+    f"Pass --data-dir DIR or set {DATA_VARIABLE}=DIR, where DIR/mnist holds the four IDX files, or run "
+    "`latentfit bench digits`, which needs no download."
+)
 Binarize = Literal["threshold", "bernoulli"]
 
 
@@ -239,7 +243,18 @@ def _read_own(folder: Path, file: IdxFile) -> bytes:
             f"Expected {file.name} or {file.name}.gz in {folder}; there is neither. Put it there, "
             f"or drop --data-dir and {DATA_VARIABLE} to have it downloaded."
         )
-    return verified_content(path.read_bytes(), file, source=str(path))
+    return _read(path, file)
+
+
+def _read(path: Path, file: IdxFile) -> bytes:
+    try:
+        with path.open("rb") as stream:
+            raw = stream.read(_most(file))
+    except OSError as error:
+        raise DatasetUnavailableError(
+            f"Expected a file that can be read; {path}: {error.strerror}. {_WAYS_OUT}"
+        ) from error
+    return verified_content(raw, file, source=str(path))
 
 
 def _read_cached(
@@ -248,47 +263,48 @@ def _read_cached(
     path = _find(folder, file)
     if path is not None:
         try:
-            return verified_content(path.read_bytes(), file, source=str(path))
-        except FileFormatError:
+            return _read(path, file)
+        except (DatasetUnavailableError, FileFormatError):
             # The cache is ours: what is damaged there is simply fetched again.
             if log:
-                log(f"{path} is damaged; fetching it again")
+                log(f"{path} is damaged, or can't be read; fetching it again")
     return _download(folder, file, mirrors, log)
 
 
 def _download(
     folder: Path, file: IdxFile, mirrors: Sequence[str], log: Callable[[str], None] | None
 ) -> bytes:
-    import pooch
-
     reasons = []
-    fetch = pooch.HTTPDownloader(progressbar=False, timeout=30)
     for mirror in mirrors:
         url = f"{mirror}{file.name}.gz"
         if log:
             log(f"downloading {url}")
         try:
-            with tempfile.TemporaryDirectory() as temporary:
-                path = Path(temporary, file.name)
-                fetch(url, str(path), None)
-                raw = path.read_bytes()
+            raw = fetch(url, _most(file))
             content = verified_content(raw, file, source=url)
-        except (OSError, FileFormatError) as error:  # what requests raises are OSErrors too
-            reasons.append(f"{url}: {_short(error)}")
+        except (OSError, FileFormatError) as error:  # what requests raise are OSErrors too
+            reasons.append(f"{url}: {reason(error)}")
             continue
+        _keep(folder, file, raw)
+        return content
+    raise DatasetUnavailableError(
+        f"Expected to find or download {file.name} of MNIST; got {'; '.join(reasons)}. {_WAYS_OUT}"
+    )
+
+
+def _most(file: IdxFile) -> int:
+    """More bytes than a file, gzipped or not, can have."""
+    return file.size + file.size // 1000 + 1024
+
+
+def _keep(folder: Path, file: IdxFile, raw: bytes) -> None:
+    try:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / f"{file.name}.gz", raw)
         # An uncompressed copy would be found first, so a damaged one must not stay.
         (folder / file.name).unlink(missing_ok=True)
-        return content
-    raise DatasetUnavailableError(
-        f"Expected to find or download {file.name} of MNIST; got {'; '.join(reasons)}. Pass "
-        f"--data-dir DIR or set {DATA_VARIABLE}=DIR, where DIR/mnist holds the four IDX files, "
-        "or run `latentfit bench digits`, which needs no download."
-    )
-
-
-def _short(error: Exception) -> str:
-    # A connection's error repeats the URL and quotes objects: its class says it all.
-    line = " ".join(str(error).split())
-    return line if isinstance(error, FileFormatError) or len(line) < 80 else type(error).__name__
+    except OSError as error:
+        raise DatasetUnavailableError(
+            f"Expected a cache that can be written to; got {folder}: {error.strerror}. Make room for it "
+            f"there, or name another by XDG_CACHE_HOME. {_WAYS_OUT}"
+        ) from error

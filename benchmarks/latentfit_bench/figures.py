@@ -1,5 +1,6 @@
 """The paper's figures 4 to 7 and the bars of distances, as PNG; without pyplot's global state."""
 
+import hashlib
 import io
 import math
 import re
@@ -16,12 +17,17 @@ from latentfit_bench.settings import Gallery
 from latentfit_bench.systems import FLOOR, SYSTEMS
 
 NAMES = {"samples.png", "fcd.png", "training-gan.png", "training-flow.png", "tsne.png"}
+LONGEST = 100  # letters of a row's name in a file's name
 _GREY: dict[str, Any] = {"cmap": "gray", "vmin": 0, "vmax": 1, "interpolation": "none"}
 
 
 def conditional_name(row: str) -> str:
     """Return the file name of a conditional sampler's figure, for a row of any name."""
-    return f"conditional-{re.sub(r'[^A-Za-z0-9.+_-]', '_', row)}.png"
+    plain = re.sub(r"[^A-Za-z0-9.+_-]", "_", row)
+    if len(plain) > LONGEST:  # no file may be called that
+        digest = hashlib.sha256(row.encode("utf-8", "surrogatepass")).hexdigest()
+        plain = f"{plain[:LONGEST]}-{digest[:12]}"
+    return f"conditional-{plain}.png"
 
 
 def _png(figure: Figure) -> bytes:
@@ -82,7 +88,8 @@ def curves(
         axes = figure.add_subplot(rows, columns, position)
         for key, values in history.items():
             if key.endswith("_loss") and len(values) == len(history["step"]):
-                axes.plot(history["step"], values, label=key.replace("_", " "), linewidth=1.2)
+                label = key.replace("_", " ").replace("$", r"\$")  # a plugin's name is no formula
+                axes.plot(history["step"], values, label=label, linewidth=1.2)
         axes.set_title(name, parse_math=False)
         axes.set_xlabel("step")
         axes.grid(alpha=0.3)

@@ -1,5 +1,6 @@
 """The results as tables: for a screen, and in Markdown."""
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -48,6 +49,16 @@ def _label(name: str, row: Mapping[str, Any]) -> str:
     return f"{name} ({', '.join(chosen)})" if chosen else name
 
 
+def _marked(text: str) -> str:
+    """Escape a plugin's name, or its error, for Markdown: it stands there as the text that it is."""
+    return re.sub(r"([\\`*_{}\[\]<>|~$&#!])", r"\\\1", " ".join(text.split()))
+
+
+def printable(text: str) -> str:
+    """Escape what would steer a terminal."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 def _mean(row: Mapping[str, Any], key: str) -> float | None:
     mean: float | None = row.get(key, {}).get("mean")  # results of earlier versions lack some keys
     return mean
@@ -88,7 +99,9 @@ def _cells(
     """Return the table by columns, with their heads, without those that are empty."""
     floor = rows[FLOOR]["fcd"]["mean"] if FLOOR in rows else None
     head = "by digit" if conditional else "system"
-    cells = [[head.capitalize() if long else head, *(_label(*item) for item in rows.items())]]
+    escape = _marked if long else printable
+    labels = (escape(_label(*item)) for item in rows.items())
+    cells = [[head.capitalize() if long else head, *labels]]
     for short_head, long_head, cell in _columns(floor, conditional=conditional):
         column = [cell(row) for row in rows.values()]
         if any(column):
@@ -175,14 +188,16 @@ def markdown_table(results: Mapping[str, Any], *, brief: bool = False) -> str:
         notes.append("± is the standard deviation over them.")
     if results["quick"]:
         notes.append("This is a **quick** run: its trainings are too short to be quoted.")
-    versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
+    versions = _marked(
+        ", ".join(f"{name} {number}" for name, number in results["versions"].items())
+    )
     made = (
         f"Made {results['created']} on {results['device']}, "
         f"{results['machine']['torch_threads']} threads, in {results['seconds']:.0f} s, with "
         f"{versions}."
     )
     title = f"# `latentfit bench {results['benchmark']}`"
-    failed = "\n".join(f"- Failed: {line}" for line in failures(results))
+    failed = "\n".join(f"- Failed: {_marked(line)}" for line in failures(results))
     parts = [title, *map(_markdown, tables), failed, " ".join(notes), made]
     parts = [part for part in parts if part]
     return "\n\n".join(parts) + "\n"

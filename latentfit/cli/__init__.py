@@ -6,12 +6,11 @@ command line that makes no sense; 130 for Ctrl-C.
 
 from __future__ import annotations
 
-import os
 import sys
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import click
@@ -21,6 +20,7 @@ from latentfit.cli.bench import bench
 from latentfit.cli.diagnosing import diagnose
 from latentfit.cli.fitting import fit, info, sample, score
 from latentfit.cli.plugins import check, new_plugin, samplers
+from latentfit.cli.streams import end_stream, mend_streams, tell
 from latentfit.cli.text import one_line
 from latentfit.errors import LatentsWarning
 
@@ -38,24 +38,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = _DEBUG in given  # taken out here, so that it works after a subcommand too
     words = [word for word in given if word != _DEBUG]
+    mend_streams()
     try:
         with _plain_warnings():
             code = cli.main(words, prog_name="latentfit", standalone_mode=False)
         sys.stdout.flush()
-    except BrokenPipeError:  # `latentfit ... | head`: nobody is left to tell anything
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
     except click.Abort:
-        click.echo("Interrupted.", err=True)
+        tell("Interrupted.")
         return 130
     except click.ClickException as error:
-        error.show()
+        with suppress(OSError):
+            error.show()
         return error.exit_code
     except Exception as error:
+        unwritten = end_stream("stdout") if isinstance(error, OSError) else None
+        if isinstance(
+            error, BrokenPipeError
+        ):  # `latentfit ... | head`: nobody is left to tell anything
+            return 1
         if debug:
             traceback.print_exc()
-        click.echo(f"Error: {one_line(error, _DEBUG)}", err=True)
+        tell(f"Error: {one_line(error if unwritten is None else unwritten, _DEBUG)}")
         return 1
+    finally:
+        end_stream("stdout")
+        end_stream("stderr")
     return code if isinstance(code, int) else 0
 
 
@@ -69,7 +76,7 @@ def _plain_warnings() -> Iterator[None]:
             message: Warning | str, category: type[Warning], *place: Any, **more: Any
         ) -> None:
             if issubclass(category, LatentsWarning):
-                click.echo(f"Warning: {message}", err=True)
+                tell(f"Warning: {message}")
             else:
                 show(message, category, *place, **more)
 

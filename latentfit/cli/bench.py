@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import click
 
-from latentfit.cli.text import origin
+from latentfit.cli.streams import results_only
+from latentfit.cli.text import origin, printable
 from latentfit.errors import UnknownPluginError
 
 __all__ = ["bench"]
@@ -22,7 +23,8 @@ class _Benchmarks(click.Group):
         from latentfit.registry import load_benchmark
 
         try:
-            return load_benchmark(cmd_name)
+            with results_only():
+                return load_benchmark(cmd_name)
         except UnknownPluginError as error:
             if ctx.resilient_parsing:  # a shell completes a word
                 return None
@@ -36,7 +38,7 @@ class _Benchmarks(click.Group):
         from latentfit.registry import list_benchmarks
 
         with formatter.section("Tasks"):
-            formatter.write_dl([(info.name, origin(info)) for info in list_benchmarks()])
+            formatter.write_dl([(printable(info.name), origin(info)) for info in list_benchmarks()])
 
 
 @click.command(

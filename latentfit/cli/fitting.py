@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from latentfit.cli.streams import results_only
 from latentfit.cli.text import facts_lines
 from latentfit.cli.words import (
     import_object,
@@ -215,7 +216,8 @@ def score(
     if out is not None:
         check_target(out, file, latents, condition)
     given = None if condition is None else read_condition(condition)
-    scores = load_sampler(file, device=device).log_prob(read_array(latents), condition=given)
+    with results_only():
+        scores = load_sampler(file, device=device).log_prob(read_array(latents), condition=given)
     if out is None:
         click.echo("\n".join(repr(value) for value in scores.tolist()))
     else:

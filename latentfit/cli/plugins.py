@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from contextlib import nullcontext
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from latentfit.cli.text import origin, table_lines, text_of, wrapped, wrapped_table
+from latentfit.cli.streams import results_only
+from latentfit.cli.text import origin, printable, table_lines, text_of, wrapped, wrapped_table
 from latentfit.cli.words import import_object, option_class, settings_option, split_settings
 
 if TYPE_CHECKING:
@@ -57,9 +59,8 @@ def samplers(ctx: click.Context, method: str | None, try_all: bool, as_json: boo
     if as_json:
         click.echo(json.dumps([asdict(info) for info in infos], indent=2))
     elif infos:
-        click.echo(
-            "\n".join(table_lines([(info.name, info.value, origin(info)) for info in infos]))
-        )
+        rows = [(printable(info.name), printable(info.value), origin(info)) for info in infos]
+        click.echo("\n".join(table_lines(rows)))
     if try_all and any(info.error for info in infos):
         ctx.exit(1)
 
@@ -96,30 +97,28 @@ def check(
     METHOD is an installed one, or MODULE:CLASS, the current folder included. The exit code is 1 if a
     check fails.
     """
-    texts = split_settings(settings)
-    cls = _sampler_class(method)
-
     from latentfit.options import parse_option_strings
     from latentfit.testing import list_checks, run_checks
 
+    texts = split_settings(settings)
+    with results_only():
+        cls = _sampler_class(method)
     known = list_checks()
     unknown = [name for name in only if name not in known]
     if unknown:
         raise click.UsageError(f"Expected --only as one of {', '.join(known)}; got {unknown[0]!r}.")
     width = max(map(len, only or known))
+    options = parse_option_strings(cls, texts)
+    subject = cls if ":" in method else method
     results = []
-    for result in run_checks(
-        cls if ":" in method else method,
-        parse_option_strings(cls, texts),
-        max_seconds=max_seconds,
-        only=only or None,
-    ):
-        results.append(result)
-        if not as_json:
-            word = {"passed": "ok", "failed": "FAILED"}.get(result.status, result.status)
-            click.echo(f"{result.name:<{width}}  {word:<7}  {result.seconds:6.1f} s")
-            if result.message:
-                click.echo(wrapped(result.message.strip().partition("\n")[0], indent="    "))
+    with results_only() if as_json else nullcontext():
+        for result in run_checks(subject, options, max_seconds=max_seconds, only=only or None):
+            results.append(result)
+            if not as_json:
+                word = {"passed": "ok", "failed": "FAILED"}.get(result.status, result.status)
+                click.echo(f"{result.name:<{width}}  {word:<7}  {result.seconds:6.1f} s")
+                if result.message:
+                    click.echo(wrapped(result.message.strip().partition("\n")[0], indent="    "))
     if as_json:
         facts = {"method": method, "results": [asdict(result) for result in results]}
         click.echo(json.dumps(facts, indent=2))
@@ -175,8 +174,9 @@ def _describe(method: str, as_json: bool) -> None:
     from latentfit.options import describe_options
     from latentfit.registry import sampler_distribution
 
-    cls: Any = option_class(method)
-    options = describe_options(cls).values()
+    with results_only():
+        cls: Any = option_class(method)
+        options = describe_options(cls).values()
     facts: dict[str, Any] = {"name": method, "summary": summarise(cls)}
     if method != AUTO:
         facts["distribution"] = sampler_distribution(method)

@@ -17,6 +17,7 @@ __all__ = [
     "facts_lines",
     "one_line",
     "origin",
+    "printable",
     "table_lines",
     "text_of",
     "wrapped",
@@ -68,9 +69,9 @@ def facts_lines(facts: Mapping[str, Any], indent: str = "") -> Iterator[str]:
     width = max((len(name) for name, value in facts.items() if not _nests(value)), default=0)
     for name, value in facts.items():
         if not _nests(value):
-            yield f"{indent}{_printable(name).ljust(width)}  {_printable(text_of(value))}"
+            yield f"{indent}{printable(name).ljust(width)}  {printable(text_of(value))}"
             continue
-        yield f"{indent}{_printable(name)}"
+        yield f"{indent}{printable(name)}"
         if isinstance(value, Mapping):
             yield from facts_lines(value, f"{indent}  ")
         else:
@@ -90,16 +91,18 @@ def text_of(value: Any) -> str:
 
 def origin(info: PluginInfo) -> str:
     """Where a plugin comes from, or why it can't be used."""
-    return f"{info.distribution} {info.version}" if info.error is None else f"broken: {info.error}"
+    text = f"{info.distribution} {info.version}" if info.error is None else f"broken: {info.error}"
+    return printable(text)
 
 
 def one_line(error: Exception, debug: str) -> str:
     """Tell an error in one line."""
-    text = " ".join(str(error).split())
+    text = printable(" ".join(str(error).split()))
     if isinstance(error, LatentfitError):
         return text
     if isinstance(error, OSError):
-        return f"{error.strerror}: {error.filename}" if error.filename else text
+        told = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+        return printable(told or text)
     return f"{type(error).__name__}: {text} ({debug} shows where)"
 
 
@@ -116,10 +119,10 @@ def _records(records: list[Mapping[str, Any]]) -> list[list[str]]:
         {name for record in records for name in record}, key=lambda n: (n != "method", n)
     )
     rows = [[text_of(r[name]) if name in r else "" for name in names] for r in records]
-    return [[_printable(cell) for cell in row] for row in [names, *rows]]
+    return [[printable(cell) for cell in row] for row in [names, *rows]]
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """Escape what would steer a terminal: a file may come from anyone."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 

@@ -132,3 +132,40 @@ def test_without_the_floor_there_are_no_ratios():
     del chosen["systems"]["Resample"]
     assert "/floor" not in report.screen_table(chosen)
     assert "/floor" in report.screen_table(results())
+
+
+HOSTILE = [
+    "a | b",
+    "<script>alert(1)</script>",
+    "[a](javascript:alert(1)) [b](http://127.0.0.1/)",
+    "![a](http://127.0.0.1/a.png)",
+    "`a` **b** _c_ ~~d~~ $e$",
+    "a\n\n# b\n\n---\n| c |",
+    "&lt;b&gt; \\| <!-- c -->",
+    "<http://127.0.0.1>",
+    "\x1b[31mred\x07",
+]
+
+
+@pytest.mark.parametrize("hostile", HOSTILE)
+def test_names_and_errors_are_text_in_markdown_and_on_a_screen(render, hostile):
+    plain, made = results(2), results(2)
+    for each in (plain, made):
+        each["conditional"] = {"Resample": {**each["systems"]["Resample"], "accuracy": NOTHING}}
+    row = {**plain["systems"]["FlowAE"], "errors": [{"seed": 0, "error": "e"}], "chosen": ["m"]}
+    error = {"seed": 0, "error": hostile}
+    for rows in ("systems", "conditional"):
+        plain[rows]["p"] = {**row, "accuracy": NOTHING}
+        made[rows][hostile] = {**row, "accuracy": NOTHING, "errors": [error], "chosen": [hostile]}
+    made["versions"][hostile] = hostile
+    expected, got = render(report.markdown_table(plain)), render(report.markdown_table(made))
+    assert got.kinds == expected.kinds
+    name = " ".join(hostile.split())
+    assert [
+        [f"{name} ({name})", *cells[1:]] if cells[0] == "p (m)" else cells
+        for cells in expected.rows
+    ] == got.rows
+
+    lines = report.screen_table(made).splitlines()
+    assert len(lines) == len(report.screen_table(plain).splitlines())
+    assert all(line.isprintable() for line in lines)
