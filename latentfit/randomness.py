@@ -124,7 +124,8 @@ def plugin_defaults(device: torch.device) -> Iterator[None]:
     with in_turn():
         dtype = torch.get_default_dtype()
         foreign = torch.get_default_device().type not in ("cpu", device.type)
-        halved = [kind for kind in {"cpu", device.type} if torch.is_autocast_enabled(kind)]
+        kinds = filter(torch.amp.is_autocast_available, {"cpu", device.type})
+        halved = [kind for kind in kinds if torch.is_autocast_enabled(kind)]
         try:
             torch.set_default_dtype(torch.float32)
             with device if foreign else nullcontext(), ExitStack() as stack:
