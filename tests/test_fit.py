@@ -86,6 +86,15 @@ def test_the_global_random_state_stays_as_it_was(method: str) -> None:
     )
 
 
+def test_a_shuffled_loader_with_a_generator_of_its_own_is_read_in_one_order() -> None:
+    own = torch.Generator().manual_seed(3)
+    loader = DataLoader(TensorDataset(X), batch_size=16, shuffle=True, generator=own)
+    one, again = fit(data=loader), fit(data=loader)
+    assert equal(one, again)
+    torch.rand(1, generator=own)
+    assert not equal(one, fit(data=loader))
+
+
 class Stop(Exception):
     pass
 
@@ -130,6 +139,21 @@ def test_the_default_dtype_changes_nothing_and_stays(method: str) -> None:
         assert equal(sampler, expected)
         assert torch.equal(sampler.sample(5, seed=0), expected.sample(5, seed=0))
     assert sampler.sample(1).dtype == torch.float32
+
+
+@every
+def test_a_callers_autocast_halves_nothing(method: str) -> None:
+    expected = fit(method)
+    z = expected.sample(5, seed=0)
+    with torch.autocast("cpu", torch.bfloat16):
+        sampler = fit(method)
+        assert equal(sampler, expected)
+        assert torch.equal(sampler.sample(5, seed=0), z)
+        if sampler.has_density:
+            scores = sampler.log_prob(z)
+        assert torch.is_autocast_enabled("cpu")
+    if sampler.has_density:
+        assert torch.equal(scores, expected.log_prob(z))
 
 
 def test_an_encoder_runs_under_the_callers_default_dtype() -> None:

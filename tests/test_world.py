@@ -308,6 +308,70 @@ class Ending(TorchFunctionMode):
 NAMES = list(entry_points(None, dict))  # type: ignore[arg-type]
 
 
+def no_grad_left(user: User) -> None:
+    user.encoder[0].bias.grad = None
+
+
+FAULTS: dict[str, Callable[[User], object]] = {
+    "random": lambda _: random.random(),
+    "numpy.random": lambda _: np.random.rand(),  # noqa: NPY002
+    "torch's generator": lambda _: torch.rand(1),
+    "default dtype": lambda _: torch.set_default_dtype(torch.float64),
+    "grad mode": lambda _: torch.set_grad_enabled(False),
+    "deterministic algorithms": lambda _: torch.use_deterministic_algorithms(True),
+    "threads": lambda _: torch.set_num_threads(2),
+    "matmul precision": lambda _: torch.set_float32_matmul_precision("medium"),
+    "autocast": lambda _: torch.set_autocast_enabled("cpu", True),
+    "numpy errors": lambda _: np.seterr(all="raise"),
+    "warnings filters": lambda _: warnings.simplefilter("always"),
+    "sklearn": lambda _: sklearn.set_config(assume_finite=True),
+    "matplotlib": lambda _: matplotlib.rc("font", size=5),
+    "working directory": lambda _: (os.mkdir("sub"), os.chdir("sub")),
+    "files there": lambda _: Path("litter").touch(),
+    "sys": lambda _: sys.path.append("nowhere"),
+    "signals": lambda _: signal.signal(signal.SIGUSR1, signal.SIG_IGN),
+    "os.environ['LITTER']": lambda _: os.environ.update(LITTER="1"),
+    "logger root": lambda _: logging.root.setLevel(logging.CRITICAL),
+    "encoder.1": lambda user: user.encoder.train(),
+    "encoder.0": lambda user: user.encoder[0].register_forward_pre_hook(print),
+    "encoder.1.running_mean (tensor)": lambda user: user.encoder[1].running_mean.add_(1),
+    "encoder.0.bias (tensor)": no_grad_left,
+    "decoder.0.weight (tensor)": lambda user: user.decoder[0].weight.requires_grad_(True),
+    "dataset": lambda user: user.array.fill(0),
+    "loader's generator": lambda user: next(iter(user.loader)),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_change_of_the_world_is_seen(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setenv("LITTER", "0")
+    user, before = User(tmp_path), (np.geterr(), torch.get_num_threads())
+    try:
+        with ExitStack() as stack:
+            stack.enter_context(of_their_own())
+            stack.callback(signal.signal, signal.SIGUSR1, signal.getsignal(signal.SIGUSR1))
+            stack.callback(torch.set_grad_enabled, True)
+            with torch.random.fork_rng():
+                torch.set_default_dtype(torch.float32)
+                torch.use_deterministic_algorithms(False)
+                np.seterr(all="ignore")
+                sklearn.set_config(assume_finite=False)
+                torch.set_autocast_enabled("cpu", False)
+                states = random.getstate(), np.random.get_state()  # noqa: NPY002
+                stack.callback(random.setstate, states[0])
+                stack.callback(np.random.set_state, states[1])
+                with pytest.raises(AssertionError) as told, untouched(process, user.snapshot):
+                    FAULTS[name](user)
+    finally:
+        np.seterr(**before[0])
+        torch.set_num_threads(before[1])
+    assert repr(name) in str(told.value)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_an_entry_point_leaves_the_world_as_it_was(
     name: str, tiny: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
