@@ -1,5 +1,6 @@
 """Several at once: processes that write one file, threads that fit, a store whose holder is killed."""
 
+import multiprocessing
 import signal
 import subprocess
 import sys
@@ -98,6 +99,29 @@ def test_a_turn_ends_with_an_exception() -> None:
 def _numbers() -> Iterator[int]:
     with in_turn():
         yield 0
+
+
+@pytest.mark.filterwarnings("ignore:.*fork")  # of a process with threads, which is the point
+def test_a_forked_process_does_not_wait_for_a_thread_that_it_does_not_have() -> None:
+    inside, let_go = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with in_turn():
+            inside.set()
+            let_go.wait(60)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    assert inside.wait(60)
+    child = multiprocessing.get_context("fork").Process(target=lambda: list(_numbers()))
+    try:
+        child.start()
+        child.join(30)
+        assert child.exitcode == 0
+    finally:
+        let_go.set()
+        holder.join(60)
+        child.kill()
 
 
 # --- processes ---
