@@ -22,7 +22,7 @@ from latentfit import diagnose, fit_latent_sampler, load_sampler
 
 options, threads, folder = json.loads(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 torch.set_num_threads(threads)
-x = torch.randn(2000, 4, generator=torch.Generator().manual_seed(0))
+x = torch.randn(600, 4, generator=torch.Generator().manual_seed(0))
 x = (x + 0.3 * x.square()) @ torch.ones(4, 4).tril()
 weights = torch.randn(4, 3, generator=torch.Generator().manual_seed(1))
 
@@ -39,7 +39,7 @@ for method, given in options.items():
     sampler.save(path)
     for name, one in (("fitted", sampler), ("loaded", load_sampler(path))):
         found[f"{method}, {name}, state"] = digest(*one._plugin.state_dict().values())
-        found[f"{method}, {name}, samples"] = digest(one.sample(3000, seed=0))
+        found[f"{method}, {name}, samples"] = digest(one.sample(500, seed=0))
         if one.has_density:
             found[f"{method}, {name}, scores"] = digest(one.log_prob(x @ weights))
 with open(f"{folder}/found-{threads}.json", "w") as file:

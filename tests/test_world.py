@@ -250,6 +250,16 @@ def storing(user: User, options: Options) -> Ready:
     return store
 
 
+def publishing(user: User, options: Options) -> Ready:
+    sampler, path = fitted(user, "gaussian", options), user.folder / "card"
+
+    def publish() -> None:
+        sampler.save_pretrained(path, dataset="none")
+        LatentSampler.from_pretrained(path, decoder=user.decoder).generate(3)
+
+    return publish
+
+
 def measuring(user: User) -> None:
     metrics.frechet_distance(user.latents, user.array + 1)
     metrics.c2st(user.latents, user.array + 1)
@@ -282,6 +292,7 @@ def entry_points(user: User, options: Options) -> dict[str, Callable[[], Ready]]
         found[f"use {method}"] = lambda method=method: using(user, method, options)  # type: ignore[misc]
     return found | {
         "store": lambda: storing(user, options),
+        "folder": lambda: publishing(user, options),
         "metrics": lambda: lambda: measuring(user),
         "diagnose": lambda: lambda: looking(user),
         "conformance suite": lambda: checking,
