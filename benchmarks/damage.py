@@ -3,10 +3,10 @@
     python benchmarks/damage.py [--files 10000] [--seed 0] [--out FOLDER]
 
 Each starts as a good file, most of them of the golden ones. Damage is of the bytes: bits flipped, pieces cut
-out, repeated, swapped or taken from another file, and one file cut at each byte of its header. Forgeries are of
-the header, of the table of tensors and of the tensors themselves, with the right digest, as whoever forges
-a file computes it anew. Whatever is in a file, `load_sampler` gives a sampler that draws, or raises one of
-latentfit's own errors; in little time and memory, running nothing. Writes damage.json to the folder.
+out, repeated, swapped or taken from another file, and one file cut at each byte of its header. Forgeries are
+of the header, of the table of tensors and of the tensors themselves, with the right digest, as whoever
+forges a file computes it anew. Whatever is in a file, `load_sampler` gives a sampler that draws, or raises
+one of latentfit's own errors; in little time and memory, running nothing. Writes damage.json to the folder.
 
 A file that fails is kept in the working folder.
 """

@@ -262,7 +262,11 @@ def _rank(row: dict[str, Any], metric: str) -> tuple[float, float]:
 
 
 class _Judge:
-    """Compares samples with latents that no fit has seen, in standardised units."""
+    """Compares samples with latents that no fit has seen, in standardised units.
+
+    Raises:
+        DataError: These latents are all equal.
+    """
 
     def __init__(self, latents: Tensor, labels: Tensor | None, seed: int) -> None:
         self.seed, self.latents, self.labels = seed, latents, labels
@@ -271,6 +275,11 @@ class _Judge:
             self.context = fit_condition(labels).encode(labels, len(labels))
         flat = latents.reshape(len(latents), -1)  # each position for itself, of images, too
         self.mapping = Standardize().fit(measure([flat], covariance=False))
+        if self.mapping.dim == 0:
+            raise DataError(
+                f"Expected latents that vary among the {len(latents)} set aside for the comparison; all are "
+                "equal. Name a method, or raise validation."
+            )
         self.real = self._columns(self.latents)
 
     def measure(self, sampler: LatentSampler) -> dict[str, Any]:

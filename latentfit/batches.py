@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, cast
 
 import numpy as np
@@ -126,6 +127,20 @@ class Batches:
                     f"Expected a DataLoader in a fixed order for {purpose}; got one with a {sampler}. "
                     "Pass shuffle=False: the fit shuffles by itself."
                 )
+
+    @contextmanager
+    def giving_back(self) -> Iterator[None]:
+        """Give a DataLoader's own generators back as they were: a later pass is in the same order."""
+        loader = None if self._at is not None else self._items
+        owners = [loader, getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None)]
+        owners.append(getattr(owners[-1], "sampler", None))
+        found = [getattr(owner, "generator", None) for owner in owners]
+        states = [(g, g.get_state()) for g in found if isinstance(g, torch.Generator)]
+        try:
+            yield
+        finally:
+            for generator, state in states:
+                generator.set_state(state)
 
     def select(
         self,

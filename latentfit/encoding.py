@@ -57,7 +57,7 @@ def encode(
     encoding = Encoding(encoder)
     parts: list[tuple[int, Tensor, Tensor | None]] = []
     device = device_of(encoder, dataset)
-    with isolated_rng(seed, device), Bar(encoding.verb, progress) as bar:
+    with isolated_rng(seed, device), batches.giving_back(), Bar(encoding.verb, progress) as bar:
         for index, item in batches.select(workers.owns, lambda i: reseed(seed, i, device)):
             bar.show(index, batches.total)
             latents = encoding.latents(index, input_of(item), is_copy=batches.are_copies)

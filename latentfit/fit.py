@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from latentfit.options import Interval, resolve_options
 from latentfit.outputs import Choice
 from latentfit.parallel import Workers, workers_of
 from latentfit.preparing import in_memory
-from latentfit.randomness import check_seed
+from latentfit.randomness import check_seed, in_turn
 from latentfit.registry import load_sampler_class, sampler_distribution
 from latentfit.sampler import LatentSampler, resolve_device
 from latentfit.sampler_base import Sampler
@@ -248,7 +247,7 @@ def _encoded(
             "progress": plan.progress,
             "workers": plan.workers,
         }
-        with model.evaluating() if model else nullcontext():
+        with model.evaluating() if model else in_turn():
             if store is None:
                 return encode(model, dataset, **settings)
             filled = fill_store(store, model, dataset, **settings)

@@ -16,6 +16,7 @@ from latentfit.arguments import told
 from latentfit.errors import EncoderOutputError, OptionError
 from latentfit.fingerprint import fingerprint, globals_read
 from latentfit.outputs import Choice, check_choice, single_tensor
+from latentfit.randomness import in_turn
 
 __all__ = ["Model", "decoder_of", "encoder_of"]
 
@@ -116,7 +117,7 @@ class Model:
     @contextmanager
     def evaluating(self) -> Iterator[None]:
         """Put its modules in eval mode, and let none mask its input; give all its own back at the end."""
-        with ExitStack() as stack:
+        with in_turn(), ExitStack() as stack:
             for module in self.modules:
                 for part in module.modules():
                     stack.callback(setattr, part, "training", part.training)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import random
 import secrets
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from numbers import Integral
 from typing import Any
 
@@ -18,6 +20,7 @@ from latentfit.errors import OptionError
 __all__ = [
     "check_seed",
     "global_states",
+    "in_turn",
     "isolated_rng",
     "plugin_defaults",
     "reseed",
@@ -27,6 +30,18 @@ __all__ = [
 
 _ODD = 0x9E3779B97F4A7C15  # the golden ratio's digits, as in splitmix64
 _OTHER = 0xBF58476D1CE4E5B9  # splitmix64's multiplier
+_turns: dict[int, threading.RLock] = {}  # by process: a fork's child has a lock that nobody holds
+
+
+@contextmanager
+def in_turn() -> Iterator[None]:
+    """Wait until no other thread of this process is in such a block.
+
+    The global generators, the default dtype and a module's mode belong to all threads: two that change them
+    and give them back would leave each other's. A thread may enter again what it is in.
+    """
+    with _turns.setdefault(os.getpid(), threading.RLock()):
+        yield
 
 
 @contextmanager
@@ -34,7 +49,8 @@ def isolated_rng(seed: int, device: torch.device) -> Iterator[torch.Generator]:
     """Seed torch, NumPy and random inside the block, and give their states back after it.
 
     Libraries that take no generator draw from the global ones; inside this block that is reproducible
-    and nobody outside sees it. The generator's numbers are others than theirs: a plugin may add both up.
+    and nobody outside sees it. Threads take turns. The generator's numbers are others than the global
+    ones: a plugin may add both up.
 
     Args:
         seed: A whole number in [0, 2**63).
@@ -43,10 +59,10 @@ def isolated_rng(seed: int, device: torch.device) -> Iterator[torch.Generator]:
     Yields:
         A generator on the device.
     """
-    python_state = random.getstate()
-    numpy_state = np.random.get_state()  # noqa: NPY002 - the global state is what libraries use
     devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
+    with in_turn(), torch.random.fork_rng(devices=devices):
+        python_state = random.getstate()
+        numpy_state = np.random.get_state()  # noqa: NPY002 - the global state is what libraries use
         try:
             reseed(seed, 0, device)
             yield torch.Generator(device=device).manual_seed(seed)
@@ -102,19 +118,24 @@ def restore_global_states(states: dict[str, Any], device: torch.device) -> None:
 
 @contextmanager
 def plugin_defaults(device: torch.device) -> Iterator[None]:
-    """Run a plugin under float32 as the default dtype, whatever the caller has set.
+    """Run a plugin under float32 as the default dtype and without autocast, whatever the caller has set.
 
     A default device that is neither the plugin's nor the CPU is replaced for the time, too. (Replacing it
     always would cost each small operation some two microseconds.)
     """
-    dtype = torch.get_default_dtype()
-    foreign = torch.get_default_device().type not in ("cpu", device.type)
-    try:
-        torch.set_default_dtype(torch.float32)
-        with device if foreign else nullcontext():
-            yield
-    finally:
-        torch.set_default_dtype(dtype)
+    with in_turn():
+        dtype = torch.get_default_dtype()
+        foreign = torch.get_default_device().type not in ("cpu", device.type)
+        kinds = filter(torch.amp.is_autocast_available, {"cpu", device.type})
+        halved = [kind for kind in kinds if torch.is_autocast_enabled(kind)]
+        try:
+            torch.set_default_dtype(torch.float32)
+            with device if foreign else nullcontext(), ExitStack() as stack:
+                for kind in halved:
+                    stack.enter_context(torch.autocast(kind, enabled=False))
+                yield
+        finally:
+            torch.set_default_dtype(dtype)
 
 
 def check_seed(seed: Any) -> int:

@@ -21,6 +21,7 @@ from latentfit.errors import (
     DensityUnavailable,
     FileFormatError,
     LatentfitError,
+    NonFiniteError,
     OptionError,
 )
 from latentfit.models import Model
@@ -34,6 +35,7 @@ __all__ = ["DTYPES", "LatentSampler", "resolve_device"]
 
 _CHUNK = 8192  # rows that a plugin sees at once; bounds the memory of large draws
 _FAR = 1e15  # rows whose squares leave float32's range have no density that it could hold
+_UNSTABLE = "the fit is unstable: fit again with a lower learning_rate"
 DTYPES = {str(t).removeprefix("torch."): t for t in (torch.float32, torch.float64, torch.float16)}
 DTYPES["bfloat16"] = torch.bfloat16
 
@@ -147,7 +149,7 @@ class LatentSampler:
             for part, given in _chunks(rows, context):
                 drawn = self._plugin.sample(len(part), generator, *given)
                 part.copy_(drawn.reshape(part.shape))  # copy_ alone would broadcast
-        check_finite(rows, "samples", "the fit is unstable: fit again with a lower learning_rate")
+        check_finite(rows, "samples", _UNSTABLE)
         return self._transform.inverse(rows, self.dtype).view(n, *self.shape)
 
     def log_prob(self, z: Tensor | np.ndarray[Any, Any], *, condition: Any = None) -> Tensor:
@@ -167,7 +169,7 @@ class LatentSampler:
         Raises:
             DensityUnavailable: The method has no density; ``has_density`` tells beforehand.
             DataError: z has another shape.
-            NonFiniteError: z holds NaN or infinity.
+            NonFiniteError: z holds NaN or infinity, or the fitted method's density is no number.
             OptionError: A condition that is missing, unknown or not wanted.
             FileFormatError: It was loaded from a file whose numbers the method can't use.
         """
@@ -187,7 +189,9 @@ class LatentSampler:
                 near = torch.where(far[:, None], torch.zeros_like(rows), rows)
                 scores = self._plugin.log_prob(near, *given) + self._transform.log_determinant(part)
                 parts.append(scores.masked_fill(far, -torch.inf))
-        return torch.cat(parts)
+        scores = torch.cat(parts)
+        _check_scores(scores.detach())
+        return scores
 
     def score_samples(self, z: Tensor | np.ndarray[Any, Any], *, condition: Any = None) -> Tensor:
         """Do what :meth:`log_prob` does; scikit-learn's name for it."""
@@ -434,6 +438,20 @@ def _chunks(rows: Tensor, context: Tensor | None) -> Iterator[tuple[Tensor, tupl
     parts = rows.split(_CHUNK)
     contexts = ((),) * len(parts) if context is None else zip(context.split(_CHUNK), strict=True)
     yield from zip(parts, contexts, strict=True)
+
+
+def _check_scores(scores: Tensor) -> None:
+    """Raise if log densities (n,) are NaN or plus infinity; minus infinity is that of an impossible latent.
+
+    Raises:
+        NonFiniteError: With the count, the first index and the remedy.
+    """
+    bad = ~(scores < torch.inf)
+    if bool(bad.any()):
+        raise NonFiniteError(
+            f"Expected log densities that are numbers; got {int(bad.sum())} of {len(scores)} that are NaN or "
+            f"plus infinity, the first at index {int(bad.int().argmax())}; {_UNSTABLE}."
+        )
 
 
 def resolve_device(device: str | torch.device) -> torch.device:

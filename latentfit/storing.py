@@ -98,6 +98,7 @@ def fill_store(
         with (
             ThreadPoolExecutor(1, "latentfit-hashing") as hashing,
             isolated_rng(seed, device),
+            batches.giving_back(),
             Bar(encoding.verb, progress) as bar,
         ):
             filling = _Filling(folder, fingerprint, encoding, labels, hashing)

@@ -84,7 +84,7 @@ class Spline(_SplineFlow):
         if dim == 1 and context:
             transforms.append(_Autoregressive(1, self.hidden, self.blocks, context, settings))
         elif dim == 1:
-            transforms.append(PiecewiseRationalQuadraticCDF([1], **settings))
+            transforms.append(_Single([1], **settings))
         for layer in range(self.layers if dim > 1 else 0):
             # By chance alone all layers might transform the same columns: each second takes the others.
             if layer % 2 == 0:
@@ -147,6 +147,16 @@ class SplineAR(_SplineFlow):
             transforms.append(ReversePermutation(dim))
             transforms.append(_Autoregressive(dim, self.hidden, self.blocks, context, settings))
         self.flow = CompositeTransform(transforms)
+
+
+class _Single(PiecewiseRationalQuadraticCDF):  # type: ignore[misc]
+    """nflows' spline of each column by itself, with a dense kernel in place of its masked one."""
+
+    def _spline(self, inputs: Tensor, inverse: bool = False) -> tuple[Tensor, Tensor]:
+        own = (self.unnormalized_widths, self.unnormalized_heights, self.unnormalized_derivatives)
+        params = torch.cat(own, dim=-1).expand(len(inputs), -1, -1)
+        outputs, log_determinant = _spline(self, inputs, params, inverse=inverse)
+        return outputs, log_determinant.sum(1)
 
 
 class _Coupling(PiecewiseRationalQuadraticCouplingTransform):  # type: ignore[misc]

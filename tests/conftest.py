@@ -5,12 +5,15 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 # Batches are tiny here: more threads gain nothing, and on a busy machine they wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
+
+from latentfit.options import describe_options
+from latentfit.registry import load_sampler_class
 
 ROOT = Path(__file__).parents[1]
 
@@ -49,7 +52,7 @@ class Rendered(NamedTuple):
 @pytest.fixture
 def render() -> Callable[[str], Rendered]:
     """Read Markdown by a parser that is not ours, with tables and HTML, as a hub shows it."""
-    markdown_it = pytest.importorskip("markdown_it")
+    import markdown_it
 
     def render(text: str) -> Rendered:
         parser = markdown_it.MarkdownIt("commonmark", {"html": True})
@@ -68,3 +71,18 @@ def render() -> Callable[[str], Rendered]:
         return Rendered(rows, kinds)
 
     return render
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Callable[[str], dict[str, Any]]:
+    """Options that make any method, "auto" too, as small and short as can be."""
+    small = {"steps": 4, "layers": 2, "blocks": 1, "solver_steps": 2}
+
+    def options(method: str) -> dict[str, Any]:
+        if method == "auto":
+            return {"methods": ("gaussian", "kde")}
+        known = describe_options(load_sampler_class(method))
+        hidden = (16,) if isinstance(getattr(known.get("hidden"), "default", None), tuple) else 16
+        return {name: v for name, v in {**small, "hidden": hidden}.items() if name in known}
+
+    return options

@@ -86,6 +86,15 @@ def test_the_global_random_state_stays_as_it_was(method: str) -> None:
     )
 
 
+def test_a_shuffled_loader_with_a_generator_of_its_own_is_read_in_one_order() -> None:
+    own = torch.Generator().manual_seed(3)
+    loader = DataLoader(TensorDataset(X), batch_size=16, shuffle=True, generator=own)
+    one, again = fit(data=loader), fit(data=loader)
+    assert equal(one, again)
+    torch.rand(1, generator=own)
+    assert not equal(one, fit(data=loader))
+
+
 class Stop(Exception):
     pass
 
@@ -132,6 +141,21 @@ def test_the_default_dtype_changes_nothing_and_stays(method: str) -> None:
     assert sampler.sample(1).dtype == torch.float32
 
 
+@every
+def test_a_callers_autocast_halves_nothing(method: str) -> None:
+    expected = fit(method)
+    z = expected.sample(5, seed=0)
+    with torch.autocast("cpu", torch.bfloat16):
+        sampler = fit(method)
+        assert equal(sampler, expected)
+        assert torch.equal(sampler.sample(5, seed=0), z)
+        if sampler.has_density:
+            scores = sampler.log_prob(z)
+        assert torch.is_autocast_enabled("cpu")
+    if sampler.has_density:
+        assert torch.equal(scores, expected.log_prob(z))
+
+
 def test_an_encoder_runs_under_the_callers_default_dtype() -> None:
     with defaults(torch.float64):
         assert fit(encoder=lambda x: x @ torch.eye(3), data=X.double()).dtype == torch.float64
@@ -169,7 +193,9 @@ def test_it_trains_where_the_caller_has_turned_gradients_off(method: str, mode: 
 @pytest.mark.parametrize("n", [2, 3, 10])
 @pytest.mark.parametrize("validation", [0, 0.1, 0.9])
 def test_few_rows_are_enough_for_a_sampler(method: str, n: int, validation: float) -> None:
-    sampler = fit(method, X[:n], validation=validation)
+    told = pytest.warns(LatentsWarning, match=f"got {n}, ") if n < 10 else nullcontext()
+    with told:
+        sampler = fit(method, X[:n], validation=validation)
     assert sampler.sample(20, seed=0).isfinite().all()
     assert sampler.info["n"] + sampler.info["n_validation"] == n
     assert sampler.info["n"] >= 1
@@ -177,6 +203,7 @@ def test_few_rows_are_enough_for_a_sampler(method: str, n: int, validation: floa
         assert sampler.log_prob(X[:n]).isfinite().all()
 
 
+@pytest.mark.filterwarnings("ignore:Expected hundreds of latents")
 @pytest.mark.parametrize(
     "n, validation, held_out",
     [(100, 0.1, 10), (100, 0, 0), (100, 0.001, 1), (2, 0.1, 1), (10, 0.99, 9), (101, 0.5, 50)],

@@ -19,6 +19,7 @@ from latentfit.store import LatentStore
 
 __all__ = ["warn_about"]
 
+_FEW = 10  # so few rows are more often a mistake than a dataset
 _LEAST_ROWS = 20
 # Numbers that are looked at: each takes a tenth of a second or two.
 _HASHED, _MEASURED = 2**22, 2**26
@@ -27,7 +28,7 @@ _SQUEEZED = 5.0  # how many times smaller than the scale 95 % of the rows may be
 
 
 def warn_about(latents: Tensor | LatentStore, *, stacklevel: int = 2) -> None:
-    r"""Warn of what makes a fit useless, whatever the method and the transform: many copies, a lost scale.
+    r"""Warn of what makes a fit useless, whatever the method: a handful of rows, many copies, a lost scale.
 
     Of very many latents a random subset is looked at: it shows a row that is a tenth of all, though not that
     each row is there twice.
@@ -37,10 +38,20 @@ def warn_about(latents: Tensor | LatentStore, *, stacklevel: int = 2) -> None:
         stacklevel: Whose line the warning shows, as :func:`warnings.warn` counts: 2 is the caller's.
 
     Warns:
-        LatentsWarning: More than a tenth of the rows are copies of others; or a twentieth of the rows holds
-            nearly all of the variance, so that on any scale the others are next to nothing.
+        LatentsWarning: There are fewer than ten rows; more than a tenth of them are copies of others; or a
+            twentieth of them holds nearly all of the variance, so that on any scale the others are next to
+            nothing.
     """
-    if len(latents) < _LEAST_ROWS or math.prod(latents.shape) == 0:
+    if math.prod(latents.shape) == 0:
+        return
+    if 1 < len(latents) < _FEW:  # one row is refused by the fit
+        warnings.warn(
+            f"Expected hundreds of latents or more to learn a distribution from; got {len(latents)}, and "
+            "samples will be little else than these. Is the dataset complete?",
+            LatentsWarning,
+            stacklevel=stacklevel,
+        )
+    if len(latents) < _LEAST_ROWS:
         return
     rows = Rows(latents)
     generator = torch.Generator().manual_seed(0)

@@ -16,7 +16,7 @@ import torch
 from latentfit.arguments import check_kind, check_listed, check_number, told
 from latentfit.errors import OptionError, PluginLoadError
 from latentfit.options import Interval, resolve_options
-from latentfit.randomness import plugin_defaults
+from latentfit.randomness import isolated_rng, plugin_defaults
 from latentfit.registry import load_sampler_class
 from latentfit.sampler_base import Sampler
 from latentfit.testing._check import CheckFailed, CheckResult, Skipped, Violation
@@ -174,9 +174,11 @@ def _run(law: Law, lab: Lab) -> CheckResult:
 
 def _apply(law: Law, lab: Lab) -> None:
     """Apply a law, whatever the caller has set: gradients, defaults, warnings as errors."""
+    cpu = torch.device("cpu")
     with (
         warnings.catch_warnings(),
-        plugin_defaults(torch.device("cpu")),
+        isolated_rng(0, cpu),  # some laws draw between two fits
+        plugin_defaults(cpu),
         torch.inference_mode(False),
         torch.enable_grad(),
     ):

@@ -7,7 +7,10 @@ import torch
 from nflows.transforms import (
     MaskedPiecewiseRationalQuadraticAutoregressiveTransform as Reference,
 )
-from nflows.transforms import PiecewiseRationalQuadraticCouplingTransform
+from nflows.transforms import (
+    PiecewiseRationalQuadraticCDF,
+    PiecewiseRationalQuadraticCouplingTransform,
+)
 from torch import nn
 
 from latentfit_nflows import Spline, SplineAR
@@ -68,6 +71,20 @@ def test_the_coupling_layer_is_nflows_own(context_dim: int) -> None:
     context = torch.randn(200, 3, dtype=torch.float64) if context_dim else None
     for mine, reference in ((layer, theirs), (layer.inverse, theirs.inverse)):
         for got, expected in zip(mine(x, context), reference(x, context), strict=True):
+            torch.testing.assert_close(got, expected, rtol=1e-8, atol=1e-8)
+
+
+def test_the_spline_of_one_column_is_nflows_own() -> None:
+    flow = Spline(bins=5, tail_bound=3.0, base="normal")
+    flow.build(1, 100)
+    randomise(flow, 1.0)
+    layer = flow.double().flow._transforms[0]
+    theirs = PiecewiseRationalQuadraticCDF([1], 5, tails="linear", tail_bound=3.0).double()
+    theirs.load_state_dict(layer.state_dict())
+    x = 2 * torch.randn(200, 1, dtype=torch.float64)
+    assert (x.abs() > 3).any()
+    for mine, reference in ((layer, theirs), (layer.inverse, theirs.inverse)):
+        for got, expected in zip(mine(x), reference(x), strict=True):
             torch.testing.assert_close(got, expected, rtol=1e-8, atol=1e-8)
 
 
