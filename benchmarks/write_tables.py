@@ -1,4 +1,4 @@
-"""Write the tables of README.md and docs/studies/peers.md from the published results.
+"""Write the tables of README.md, docs/reliability.md and docs/studies/peers.md from the published results.
 
     python benchmarks/write_tables.py
 
@@ -82,8 +82,45 @@ def bars() -> str:
     return "| what | bar | measured | |\n| --- | ---: | ---: | --- |\n" + "".join(lines)
 
 
-def _results(name: str) -> dict[str, Any]:
-    results: dict[str, Any] = json.loads((RESULTS / name / "results.json").read_text())
+def reliability() -> str:
+    """What came of files that were damaged and of processes that were killed."""
+    damage, kills = _results("reliability", "damage"), _results("reliability", "kills")
+    saves, fits, stores = kills["saves"], kills["checkpoints"], kills["stores"]
+    forged = [found for kind, found in damage["outcomes"].items() if "forged" in kind]
+    n, n_forged = damage["files"], sum(sum(found.values()) for found in forged)
+    taken = sum(found.get("a sampler", 0) for found in forged)
+    failures, ran = len(damage["failures"]), int(damage["code_that_ran"])
+    lines = {
+        f"{n - n_forged:,} damaged or hostile files": (
+            f"{n - n_forged - damage['damaged_files_taken']:,} refused by an error of latentfit's"
+        ),
+        f"{n_forged:,} forged files with the right digest": (
+            f"{taken:,} are samplers that draw, as the change was harmless; {n_forged - taken - failures:,} "
+            "end in an error of latentfit's"
+        ),
+        "all of these": (
+            f"{failures} other errors; {ran} times that code ran; {damage['longest_seconds']:.2f} s for the "
+            f"slowest; {damage['memory_growth_mb']:.0f} MB of memory"
+        ),
+        f"{saves['kills']} kills of a process that saves, {saves['kills_within_a_write']} of them while a "
+        "file was half written": f"{saves['files_whole']} times the old file or the new one, whole",
+        f"{fits['kills']} kills of fits with a checkpoint, {fits['kills_within_a_write']} of them while it "
+        "was written": (
+            f"{fits['fits_that_ended']} fits came to their end, {fits['equal_bit_for_bit']} bit for bit "
+            "as if nobody had killed them"
+        ),
+        f"{stores['kills']} kills of the filling of a store, which ended {stores['fillings_that_ended']} "
+        "times": (
+            f"{stores['incomplete_and_says_so']} times a store that says it is not complete, "
+            f"{stores['complete']} times a complete one, {stores['right']} of them right"
+        ),
+    }
+    rows = "".join(f"| {what} | {came} |\n" for what, came in lines.items())
+    return f"| what was done | what came of it |\n| --- | --- |\n{rows}"
+
+
+def _results(folder: str, name: str = "results") -> dict[str, Any]:
+    results: dict[str, Any] = json.loads((RESULTS / folder / f"{name}.json").read_text())
     return results
 
 
@@ -98,6 +135,7 @@ def _line(what: str, bar: float, value: float | None, sign: int = 1) -> str:
 
 TABLES: dict[Path, Callable[[], str]] = {
     ROOT / "README.md": benchmark,
+    ROOT / "docs" / "reliability.md": reliability,
     ROOT / "docs" / "studies" / "peers.md": bars,
 }
 

@@ -87,10 +87,10 @@ def check_methods(methods: Iterable[str], *, conditional: bool = False) -> None:
     from latentfit import fit_latent_sampler
     from latentfit.errors import DataError
 
-    labels = torch.zeros(8, dtype=torch.int64) if conditional else None
+    labels = torch.zeros(16, dtype=torch.int64) if conditional else None
     for method in methods:
         try:
-            fit_latent_sampler(None, torch.zeros(8, 2), method=method, condition=labels)
+            fit_latent_sampler(None, torch.zeros(16, 2), method=method, condition=labels)
         except DataError:
             continue
 
