@@ -217,7 +217,7 @@ USUAL = {
     "sparse, with exact zeros": np.maximum(normal(2000, 40) - 1, 0),
     "spatial": normal(500, 64).reshape(500, 4, 4, 4),
     "whole numbers": rng.integers(0, 256, size=(2000, 6)),
-    "few rows": normal(3, 2),
+    "few rows": normal(10, 2),
     "half precision": torch.from_numpy(normal(2000, 8)).bfloat16(),
     "half precision in one dimension": torch.from_numpy(normal(2000, 1)).half(),
     "a copy here and there": np.vstack((normal(2000, 3), normal(100, 3))),

@@ -135,7 +135,10 @@ def test_every_page_is_linked_from_the_readme():
 def test_readme_has_the_two_commands_and_ci_runs_the_second():
     lines = (ROOT / "README.md").read_text("utf-8").splitlines()
     assert "pip install -c constraints.txt -e . && latentfit bench digits" in lines
-    assert lines.count("pip install -c constraints.txt -e '.[dev]' && pytest") == 1
+    assert (
+        lines.count("pip install -c constraints.txt -e '.[dev]' && pytest -n auto --dist loadfile")
+        == 1
+    )
     assert sum("'.[dev]'" in line for line in lines) == 1
 
 

@@ -152,8 +152,11 @@ ORIGINS: dict[str, tuple[Callable[[float, LatentSampler, Path], object], str]] =
         ),
         "latents; got 2 of 60 rows .*index 7",
     ),
-    "log_prob's": (lambda bad, s, _: s.log_prob(broken(bad)), "latents; got 2 of 60 .*index 7"),
-    "decode's": (lambda bad, s, _: s.decode(broken(bad)), "latents; got 2 of 60 .*index 7"),
+    "log_prob's": (
+        lambda bad, s, _: s.log_prob(broken(bad)),
+        "latents in z; got 2 of 60 .*index 7",
+    ),
+    "decode's": (lambda bad, s, _: s.decode(broken(bad)), "latents in z; got 2 of 60 .*index 7"),
     "diagnose's": (lambda bad, *_: diagnose(broken(bad)), "latents; got 2 of 60 .*index 7"),
     "validation's": (
         lambda bad, *_: diagnose(X, validation=broken(bad)),

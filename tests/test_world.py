@@ -310,8 +310,10 @@ class Ending(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        self.calls += 1
+        # The ends of torch's own contexts: nobody is safe from an error in the midst of these.
+        self.calls += not getattr(func, "__name__", "").startswith(("_set_", "set_"))
         if self.calls == self.at:
+            self.at = -1
             raise self.error("midway")
         return func(*args, **(kwargs or {}))
 

@@ -343,7 +343,8 @@ def test_a_file_gives_the_same_samples_and_a_seed_the_same_fit(
 @every
 def test_one_dimension_and_one_training_row(method: str, base: str) -> None:
     rows = torch.tensor([[0.0], [1.0]])
-    sampler = fit_latent_sampler(None, rows, method=method, base=base, validation=0.5, **TINY)
+    with pytest.warns(LatentsWarning, match="got 2"):
+        sampler = fit_latent_sampler(None, rows, method=method, base=base, validation=0.5, **TINY)
     assert sampler.info["n"] == 1
     assert sampler.sample(100).isfinite().all()
 
