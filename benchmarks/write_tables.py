@@ -115,6 +115,11 @@ def reliability() -> str:
             f"{stores['complete']} times a complete one, {stores['right']} of them right"
         ),
     }
+    covered = _results("reliability", "coverage")
+    lines["the tests, under coverage"] = (
+        f"{covered['percent_statements_covered']:.1f} % of the lines of latentfit/, "
+        f"{covered['percent_branches_covered']:.1f} % of its branches"
+    )
     rows = "".join(f"| {what} | {came} |\n" for what, came in lines.items())
     return f"| what was done | what came of it |\n| --- | --- |\n{rows}"
 
