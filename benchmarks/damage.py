@@ -374,7 +374,7 @@ def too_long(*_: Any) -> None:
 
 def measure(n: int, seed: int) -> dict[str, Any]:
     """Load them all."""
-    signal.signal(signal.SIGALRM, too_long)
+    before_us = signal.signal(signal.SIGALRM, too_long)
     outcomes: dict[str, Counter[str]] = {}
     failures, longest = [], 0.0
     with tempfile.TemporaryDirectory() as folder:
@@ -388,15 +388,17 @@ def measure(n: int, seed: int) -> dict[str, Any]:
             try:
                 signal.alarm(MOST_SECONDS)
                 found = outcome(path)
-                signal.alarm(0)
             except Exception:  # of any kind: this is what is looked for
                 found = "another error"
                 kept = Path(f"failure-{seed}-{number}.safetensors")
                 kept.write_bytes(path.read_bytes())
                 failures.append({"file": kept.name, "kind": kind, "error": traceback.format_exc()})
+            finally:
+                signal.alarm(0)
             longest = max(longest, time.perf_counter() - began)
             outcomes.setdefault(kind, Counter())[found] += 1
         ran = Path(folder, "canary").exists()
+    signal.signal(signal.SIGALRM, before_us)
     growth = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     damaged = {kind: found for kind, found in outcomes.items() if "forged" not in kind}
     return {

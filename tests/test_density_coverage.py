@@ -47,7 +47,7 @@ def test_a_mode_that_is_missing_shows_in_coverage_and_noise_in_density() -> None
 
 @pytest.mark.parametrize("k", [0, 30])
 def test_k_is_checked(k: int) -> None:
-    with pytest.raises(DataError, match=f"k from 1 to 29, .*; got {k}"):
+    with pytest.raises(DataError, match=f"k as a whole number from 1 to 29; got {k}"):
         density_coverage(normal(30, 2, 0), normal(30, 2, 1), k=k)
 
 
