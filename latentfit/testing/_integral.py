@@ -10,7 +10,9 @@ from latentfit.testing._fitted import Fitted
 __all__ = ["Chart", "integral"]
 
 _SCALE = 0.8  # a logistic distribution of this scale is half as wide again as a normal one
-_POINTS = {1: 1000, 2: 80}  # per axis; where that does not do, twice as many
+_POINTS = {1: 1000, 2: 80}  # per axis
+# Times as many where that does not do: a fit of a moment has its mass in a few peaks.
+_CLOSER = {1: (1, 2, 32), 2: (1, 2)}
 
 
 class Chart:
@@ -54,7 +56,7 @@ class Chart:
 
 
 def integral(fitted: Fitted, context: Tensor | None = None, rows: Tensor | None = None) -> float:
-    """Integrate a density over all rows, with a closer grid if a first one does not give 1.
+    """Integrate a density over all rows, with closer grids if a first one does not give 1.
 
     Args:
         fitted: A sampler of one or two columns.
@@ -62,6 +64,9 @@ def integral(fitted: Fitted, context: Tensor | None = None, rows: Tensor | None 
         rows: Where the mass is expected, (n, D); None means where the training rows are.
     """
     chart = Chart(fitted, context, rows)
-    points = _POINTS[fitted.dim]
-    first = float(chart.masses(points).sum())
-    return first if abs(first - 1) < 0.01 else float(chart.masses(2 * points).sum())
+    mass = 0.0
+    for closer in _CLOSER[fitted.dim]:
+        mass = float(chart.masses(closer * _POINTS[fitted.dim]).sum())
+        if abs(mass - 1) < 0.01:
+            break
+    return mass
