@@ -13,7 +13,7 @@ from typing import Any
 from latentfit.arguments import check_flag, check_path, check_text, told
 from latentfit.errors import FileFormatError, OptionError
 from latentfit.loading import load_sampler
-from latentfit.persistence import atomic_path
+from latentfit.persistence import atomic_path, write_tensors
 from latentfit.sampler import LatentSampler
 
 __all__ = ["CARD", "FILE", "from_pretrained", "model_card", "push_to_hub", "save_pretrained"]
@@ -26,8 +26,8 @@ def save_pretrained(sampler: LatentSampler, directory: str | os.PathLike[str], *
     folder = check_path("directory", directory, "a folder")
     text = _card_of(sampler, card)
     folder.mkdir(parents=True, exist_ok=True)
-    with atomic_path(folder / FILE, follow=False) as temporary:  # the hub's cache is all links
-        sampler.save(temporary)
+    # The hub's cache is all links, to what other revisions share.
+    write_tensors(folder / FILE, *sampler._content(), follow=False)
     if _told(card) or not (folder / CARD).exists():  # what somebody has written stays
         with atomic_path(folder / CARD, follow=False) as temporary:
             temporary.write_text(text, encoding="utf-8")

@@ -255,9 +255,8 @@ def _numbers(value: Any, name: str, what: str) -> FloatArray:
         if hasattr(value, "detach"):  # a tensor, which may be on another device or of bfloat16
             plain = value.detach().cpu()
             plain = plain if plain.is_complex() else plain.double().numpy()
-        if (
-            np.asarray(plain).dtype.kind not in "buifO"
-        ):  # NumPy would read texts, and drop imaginary parts
+        # NumPy would read texts as numbers, and drop imaginary parts.
+        if np.asarray(plain).dtype.kind not in "buifO":
             raise TypeError("these are no real numbers")
         numbers = np.asarray(plain, dtype=np.float64)
         if numbers.ndim == 0:

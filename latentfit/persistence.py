@@ -49,9 +49,8 @@ def atomic_path(path: str | os.PathLike[str], *, follow: bool = True) -> Iterato
     if not target.is_symlink():
         if target.is_dir():
             raise IsADirectoryError(f"Expected a file's path; {str(path)!r} is a folder.")
-        if (
-            target.exists() and not target.is_file()
-        ):  # replacing /dev/null would take it from everyone
+        # Replacing /dev/null would take it from everyone.
+        if target.exists() and not target.is_file():
             raise OSError(f"Expected a file's path; {str(path)!r} is a device, a pipe or a socket.")
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     try:

@@ -209,7 +209,7 @@ class LatentSampler:
                 raise
             raise FileFormatError(
                 f"{self._file}: expected numbers that {self.method!r} can use; {type(error).__name__}: "
-                f"{error}."
+                f"{reason(error)}."
             ) from error
 
     def decode(self, z: Tensor | np.ndarray[Any, Any]) -> Tensor:
@@ -253,12 +253,15 @@ class LatentSampler:
             OptionError: It is no path.
             OSError: The file can't be written; what was there before is unchanged.
         """
-        target = check_path("path", path)
+        write_tensors(check_path("path", path), *self._content())
+
+    def _content(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """What a file has of it: tensors and a header, as write_tensors takes them."""
         tensors = {f"sampler.{k}": v for k, v in self._plugin.state_dict().items()}
         tensors |= {f"transform.{k}": v for k, v in self._transform.state().items()}
         if self._condition is not None:
             tensors |= {f"condition.{k}": v for k, v in self._condition.state().items()}
-        write_tensors(target, tensors, {"info": self.info, "history": self.history})
+        return tensors, {"info": self.info, "history": self.history}
 
     def save_pretrained(
         self,

@@ -52,9 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code
     except Exception as error:
         unwritten = end_stream("stdout") if isinstance(error, OSError) else None
-        if isinstance(
-            error, BrokenPipeError
-        ):  # `latentfit ... | head`: nobody is left to tell anything
+        # `latentfit ... | head`: nobody is left to tell anything.
+        if isinstance(error, BrokenPipeError):
             return 1
         if debug:
             traceback.print_exc()
