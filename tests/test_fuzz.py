@@ -1,7 +1,6 @@
 """Files that nobody vouches for: whatever is in one, only our errors come out, and nothing is run."""
 
 import json
-import os
 import pickle
 import subprocess
 import sys
@@ -14,6 +13,7 @@ import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from forging import Canary, places
 from latentfit import LatentSampler, fit_latent_sampler, load_sampler
 from latentfit.errors import LatentfitError
 from latentfit.persistence import read_tensors, write_tensors
@@ -84,25 +84,13 @@ def test_bytes_that_are_changed_are_noticed(data: st.DataObject, saved: Path) ->
     assert outcome(path) is None
 
 
-def places(tree: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """The places of all values in a header."""
-    found = [at] if at else []
-    if isinstance(tree, dict):
-        members: Any = tree.items()
-    else:
-        members = enumerate(tree) if isinstance(tree, list) else ()
-    for key, value in members:
-        found += places(value, (*at, key))
-    return found
-
-
 @many
 @given(data=st.data())
 def test_a_forged_header_is_a_sampler_or_an_error(data: st.DataObject, saved: Path) -> None:
     # The digest is right: whoever forges a file computes it anew.
     tensors, header = read_tensors(saved)
     for _ in range(data.draw(st.integers(1, 3))):
-        at = data.draw(st.sampled_from(places(header)))
+        at = data.draw(st.sampled_from(list(places(header))))
         tree = header
         try:
             for step in at[:-1]:
@@ -212,16 +200,6 @@ def test_a_small_file_takes_little_memory(method: str, tmp_path: Path) -> None:
         write_tensors(paths[-1], tensors, header)
     script = textwrap.dedent(LOADED)
     subprocess.run([sys.executable, "-c", script, *map(str, paths)], check=True, timeout=120)
-
-
-class Canary:
-    """Makes a file when it is unpickled."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> Any:
-        return os.mkdir, (str(self.path),)
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))

@@ -386,14 +386,21 @@ def test_a_change_of_the_world_is_seen(
     assert repr(name) in str(told.value)
 
 
+def prepared(
+    name: str, tiny: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[User, Callable[[], object]]:
+    """A user in a folder of their own, and an entry point that is ready to be called there."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    user = User(tmp_path)
+    return user, entry_points(user, tiny)[name]()
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_an_entry_point_leaves_the_world_as_it_was(
     name: str, tiny: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-    user = User(tmp_path)
-    ready = entry_points(user, tiny)[name]()
+    user, ready = prepared(name, tiny, tmp_path, monkeypatch)
     with of_their_own(), untouched(process, user.snapshot):
         ready()
     with torch.inference_mode(), untouched(process, user.snapshot):
@@ -409,10 +416,7 @@ TORCHLESS = ("list", "metrics")
 def test_an_entry_point_that_is_ended_midway_leaves_it_so_too(
     name: str, tiny: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-    user = User(tmp_path)
-    ready = entry_points(user, tiny)[name]()
+    user, ready = prepared(name, tiny, tmp_path, monkeypatch)
     with Ending() as whole:
         ready()
     for share, error in CUTS.items():
