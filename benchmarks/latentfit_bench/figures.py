@@ -4,6 +4,7 @@ import hashlib
 import io
 import math
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from latentfit_bench.settings import Gallery
 from latentfit_bench.systems import FLOOR, SYSTEMS
 
 NAMES = {"samples.png", "fcd.png", "training-gan.png", "training-flow.png", "tsne.png"}
+_TITLE = 30  # letters of a line above a grid
 LONGEST = 100  # letters of a row's name in a file's name
 _GREY: dict[str, Any] = {"cmap": "gray", "vmin": 0, "vmax": 1, "interpolation": "none"}
 
@@ -56,7 +58,9 @@ def samples(images: Mapping[str, Tensor], shape: tuple[int, int], side: int = 8)
     for position, (name, batch) in enumerate(images.items(), start=1):
         axes = figure.add_subplot(rows, columns, position)
         axes.imshow(_tiled(batch, shape, side, side), **_GREY)
-        axes.set_title(name, parse_math=False)
+        # Two lines of what a grid is wide: a plugin's name may be of any length.
+        title = textwrap.fill(name, _TITLE, max_lines=2, placeholder=" …")
+        axes.set_title(title, parse_math=False)
         axes.set_axis_off()
     return _png(figure)
 
