@@ -25,7 +25,7 @@ from latentfit.condition import as_labels
 from latentfit.errors import DataError, OptionError
 from latentfit.outputs import as_array, from_array
 
-__all__ = ["Batches", "check_dense", "input_of", "labels_of"]
+__all__ = ["Batches", "check_dense", "input_of", "labels_of", "single_samples"]
 
 # What a dict item's input is called in torch, transformers and datasets.
 _INPUT_KEYS = ("x", "input", "inputs", "data", "image", "images", "img", "pixel_values", "latents")
@@ -55,6 +55,7 @@ class Batches:
     Attributes:
         total: The number of batches, or None where nobody knows.
         size: Rows in a batch, as far as that is known beforehand.
+        may_be_samples: Whether the items are whatever somebody made, and so maybe single samples.
         are_copies: Whether batches are in memory of their own, so that writing to one changes no dataset.
 
     Raises:
@@ -66,7 +67,7 @@ class Batches:
         self.size = batch_size
         self.are_copies = False
         self._at: Callable[[int], Any] | None = None
-        self._looks_single = isinstance(dataset, list | tuple)
+        self.may_be_samples = isinstance(dataset, list | tuple)
         if isinstance(dataset, Mapping):
             dataset = _Columns(dataset)
         elif not isinstance(dataset, Tensor | Dataset) and hasattr(dataset, "__array__"):
@@ -96,11 +97,11 @@ class Batches:
         if type(dataset) is DataLoader:  # torch's own collation stacks, which copies
             self.are_copies = dataset.collate_fn in (_collate, default_collate)
         if not isinstance(dataset, DataLoader):
-            self._looks_single = True  # whose items may be; they are looked at
+            self.may_be_samples = True  # whose items may be; they are looked at
         elif dataset.batch_size:
             self.size = dataset.batch_size
         elif dataset.batch_sampler is None:
-            self._looks_single = True
+            self.may_be_samples = True
             if not isinstance(dataset.dataset, IterableDataset):
                 raise DataError(
                     "Expected a DataLoader that makes batches; got one with batch_size=None, whose items are "
@@ -178,7 +179,7 @@ class Batches:
                     f"dataset {error.told}. Leave it out, or bring it into the others' form."
                 ) from error
             if wanted(index):
-                if self._looks_single:
+                if self.may_be_samples:
                     _check_is_batch(item)
                 yield index, item
 
@@ -332,8 +333,13 @@ def _check_is_batch(item: Any) -> None:
     label = item[1] if isinstance(item, tuple | list) and len(item) == 2 else None
     labelled = isinstance(label, int | float) or getattr(label, "ndim", None) == 0
     if labelled or (batch.ndim == 1 and batch.is_floating_point()):
-        raise DataError(
-            f"Expected batches (n, ...); the items look like single samples of shape {tuple(batch.shape)}. "
-            "Stack them with torch.stack, or pass DataLoader(samples, batch_size=512). (Batches of latents "
-            "of one number each are x[:, None].)"
-        )
+        raise single_samples(batch)
+
+
+def single_samples(item: Tensor) -> DataError:
+    """Make the error of a dataset whose items are samples, where batches are expected."""
+    numbers = " (Batches of latents of one number each are x[:, None].)" if item.ndim == 1 else ""
+    return DataError(
+        f"Expected batches (n, ...); the items look like single samples of shape {tuple(item.shape)}. Stack "
+        f"them with torch.stack, or pass DataLoader(samples, batch_size=512).{numbers}"
+    )

@@ -8,12 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from latentfit.batches import Batches, input_of, labels_of
-from latentfit.errors import DataError, LatentfitError, NonFiniteError
+from latentfit.batches import Batches, input_of, labels_of, single_samples
+from latentfit.errors import DataError, EncoderOutputError, LatentfitError, NonFiniteError
 from latentfit.models import Model
 from latentfit.parallel import SOLO, Workers
 from latentfit.progress import Bar
 from latentfit.randomness import isolated_rng, reseed
+
+_MOST_CHANNELS = 4  # of an image or a volume whose first axis could be taken for that of a batch
 
 __all__ = ["Encoding", "check_finite", "device_of", "encode"]
 
@@ -54,7 +56,7 @@ def encode(
     batches = Batches(dataset, batch_size)
     if workers.count > 1:
         batches.check_order("several processes")
-    encoding = Encoding(encoder)
+    encoding = Encoding(encoder, may_be_samples=batches.may_be_samples)
     parts: list[tuple[int, Tensor, Tensor | None]] = []
     device = device_of(encoder, dataset)
     with isolated_rng(seed, device), batches.giving_back(), Bar(encoding.verb, progress) as bar:
@@ -82,12 +84,15 @@ class Encoding:
 
     Args:
         encoder: The encoder, or None if the batches are latents.
+        may_be_samples: Whether the batches could be single samples; the first is tried, then.
     """
 
-    def __init__(self, encoder: Model | None) -> None:
+    def __init__(self, encoder: Model | None, *, may_be_samples: bool = False) -> None:
         self.encoder = encoder
         self.verb = "encoding" if encoder else "reading"
         self.shape: torch.Size | None = None
+        self._given: set[torch.Size] = set()  # shapes of batches so far
+        self._may_be_samples = may_be_samples
         self._buffer = torch.zeros(0)
 
     @property
@@ -114,10 +119,21 @@ class Encoding:
         """
         if self.encoder is not None:
             given = f"{tuple(batch.shape)} {batch.dtype}"
-            batch = batch.detach() if is_copy else self._copy(batch)
+            inputs, batch = batch, batch.detach() if is_copy else self._copy(batch)
+            # What an encoder makes of a shape when it first sees it, and keeps, has to serve training later:
+            # no tensor of inference mode, then.
+            quick = torch.inference_mode if batch.shape in self._given else torch.no_grad
+            self._given.add(batch.shape)
             try:
-                with torch.inference_mode():
+                with quick():
                     batch = self.encoder(batch)
+            except EncoderOutputError as error:
+                if not self._may_be_samples:
+                    raise
+                raise EncoderOutputError(
+                    f"{error} If the items are single samples, stack them with torch.stack, or pass "
+                    "DataLoader(samples, batch_size=512)."
+                ) from error
             except LatentfitError:
                 raise
             except Exception as error:
@@ -126,6 +142,9 @@ class Encoding:
                     "shape and dtype (x.float() for whole numbers)?"
                 )
                 raise
+            if self._may_be_samples:
+                self._check_is_batch(inputs)
+                self._may_be_samples = False
         if batch.ndim == 0:
             raise DataError(f"Expected batches of shape (n, ...); got a scalar {batch.dtype}.")
         if batch.is_complex():
@@ -135,13 +154,29 @@ class Encoding:
         self._check_shape(index, batch)
         return batch.detach().to("cpu", copy=True)  # outside inference mode: an ordinary tensor
 
+    def _check_is_batch(self, inputs: Tensor) -> None:
+        """Refuse a sample that the encoder took for a batch: of a batch it can take one row more.
+
+        A layer without a batch axis takes (C, H, W), and where it returns C channels these look like C rows.
+        """
+        if not len(inputs) or (inputs.ndim > 3 and len(inputs) > _MOST_CHANNELS):
+            return
+        encoder: Any = self.encoder
+        with isolated_rng(0, encoder.device or inputs.device), torch.no_grad():
+            try:
+                encoder(torch.cat([inputs, inputs[:1]]).detach())
+            except Exception as error:
+                raise single_samples(inputs) from error
+
     def _copy(self, batch: Tensor) -> Tensor:
         """Copy a batch; into the memory of the one before, as new pages cost more than the copying."""
         old = self._buffer
         fits = (old.shape, old.dtype, old.device) == (batch.shape, batch.dtype, batch.device)
         if not fits or old.stride() != batch.stride() or old.requires_grad:
             self._buffer = torch.empty_like(batch)
-        return self._buffer.copy_(batch.detach())
+        return self._buffer.copy_(batch.detach())[
+            :
+        ]  # another object, for an encoder that caches by its id
 
     def check_shapes(self, parts: list[tuple[int, Tensor, Tensor | None]]) -> None:
         """Check that latents of other processes have the same shape.

@@ -94,7 +94,8 @@ def fill_store(
         if workers.is_first:
             _clear(folder)
         workers.wait()
-        encoding, each = Encoding(encoder), max(1, SHARD_ROWS // batches.size)
+        encoding = Encoding(encoder, may_be_samples=batches.may_be_samples)
+        each = max(1, SHARD_ROWS // batches.size)
         with (
             ThreadPoolExecutor(1, "latentfit-hashing") as hashing,
             isolated_rng(seed, device),
@@ -147,6 +148,8 @@ class _Filling:
             self._latents.append((start, start + n))
         else:
             latents = self.encoding.latents(index, inputs)  # of a copy: the inputs are being read
+            if self.encoding.encoder is not None:
+                self.encoding.encoder.check_fingerprint()
             check_finite(latents, "latents", self.encoding.remedy + _KEPT, start=self.seen)
             self._latents.append(latents)
         self._hashes.append(digest.result())

@@ -1,5 +1,6 @@
 """Datasets of every kind, through an encoder or none, to the same latents; and what can't be used."""
 
+import functools
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -43,8 +44,11 @@ class Arrays(Dataset[Any]):
 
 
 class Stream(IterableDataset[Tensor]):
+    def __init__(self, rows: Tensor = X) -> None:
+        self.rows = rows
+
     def __iter__(self) -> Iterator[Tensor]:
-        return iter(X)
+        return iter(self.rows)
 
 
 class ArrayLike:
@@ -419,3 +423,58 @@ def test_an_item_unlike_the_others_is_named(odd: Any, told: str) -> None:
 def test_single_samples_are_not_taken_for_batches(make: Any) -> None:
     with pytest.raises(DataError, match=r"single samples.*batch_size=512"):
         encode(None, make(), batch_size=10)
+
+
+@pytest.mark.parametrize(
+    "encoder, shape",
+    [
+        (nn.Conv2d(3, 3, 3), (3, 8, 8)),
+        (nn.Conv2d(1, 1, 3), (1, 8, 8)),
+        (nn.Conv2d(2, 2, 3), (2, 8, 8)),
+        (nn.Conv3d(2, 2, 3), (2, 8, 8, 8)),
+        (nn.Sequential(nn.Conv2d(3, 3, 3), nn.AvgPool2d(6)), (3, 8, 8)),
+    ],
+)
+@pytest.mark.parametrize("kind", ["list", "generator", "loader"])
+def test_samples_that_an_encoder_takes_for_batches_are_seen(
+    encoder: nn.Module, shape: tuple[int, ...], kind: str, tmp_path: Path
+) -> None:
+    samples = torch.randn(20, *shape)
+    datasets = {
+        "list": list(samples),
+        "generator": (row for row in samples),
+        "loader": DataLoader(Stream(samples), batch_size=None),
+    }
+    with pytest.raises(DataError, match=rf"single samples of shape \({shape[0]}, .*torch\.stack"):
+        plain_encode(datasets[kind], encoder)
+    with pytest.raises(DataError, match="single samples"):
+        fill_store(tmp_path / "store", encoder_of(encoder), list(samples), batch_size=4)
+
+
+def test_samples_that_make_other_rows_get_the_hint() -> None:
+    with pytest.raises(
+        EncoderOutputError, match=r"3 rows of a batch.*single samples.*torch\.stack"
+    ):
+        plain_encode(list(torch.randn(20, 3, 8, 8)), nn.Conv2d(3, 5, 3))
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 7])
+def test_batches_of_few_rows_are_no_samples(n: int) -> None:
+    encoder = nn.Conv2d(3, 3, 3)
+    images = torch.randn(14, 3, 8, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(plain_encode(list(images.split(n)), encoder), encoder(images))
+
+
+def test_trying_the_first_batch_changes_no_random_numbers() -> None:
+    def noisy(x: Tensor) -> Tensor:
+        return x + torch.randn_like(x)
+
+    torch.testing.assert_close(
+        plain_encode(list(X.split(5)), noisy), encode(encoder_of(noisy), X, batch_size=5)
+    )
+
+
+def test_an_encoder_that_caches_by_its_input_gets_other_objects() -> None:
+    cached = functools.lru_cache(lambda x: 2 * x)
+    torch.testing.assert_close(plain_encode(X, cached), 2 * X)
