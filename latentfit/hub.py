@@ -47,7 +47,7 @@ def from_pretrained(
     folder = check_path("source", source, "a folder, or as a repository's name 'user/name'")
     _check_access(revision, token)
     if cache_dir is not None:
-        check_path("cache_dir", cache_dir, "a folder or None")
+        cache_dir = check_path("cache_dir", cache_dir, "a folder or None")
     check_flag("local_files_only", local_files_only)
     if folder.is_dir():
         if not (folder / FILE).is_file():

@@ -114,9 +114,10 @@ def launched_accelerator() -> Any:
 def read_latents(text: str) -> Tensor | LatentStore:
     """Read an array file, or open a store's folder."""
     from latentfit import LatentStore
+    from latentfit.arguments import check_path
     from latentfit.arrays import read_array
 
-    return LatentStore(text) if os.path.isdir(text) else read_array(text)
+    return LatentStore(text) if check_path("path", text).is_dir() else read_array(text)
 
 
 def read_dataset(text: str) -> Any:
