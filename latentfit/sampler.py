@@ -14,6 +14,7 @@ from torch import Tensor
 
 from latentfit.arguments import check_path, check_whole, reason, told
 from latentfit.condition import Condition
+from latentfit.custom import probe_of
 from latentfit.encoding import check_finite
 from latentfit.errors import (
     DataError,
@@ -259,6 +260,8 @@ class LatentSampler:
         """What a file has of it: tensors and a header, as write_tensors takes them."""
         tensors = {f"sampler.{k}": v for k, v in self._plugin.state_dict().items()}
         tensors |= {f"transform.{k}": v for k, v in self._transform.state().items()}
+        if self.info["transform"] == Transform.name:
+            tensors |= {f"probe.{k}": v for k, v in probe_of(self._transform).items()}
         if self._condition is not None:
             tensors |= {f"condition.{k}": v for k, v in self._condition.state().items()}
         return tensors, {"info": self.info, "history": self.history}
