@@ -6,13 +6,16 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
@@ -376,6 +379,28 @@ BLOBS = torch.randn(30_000, 2, generator=torch.Generator().manual_seed(5)) + 6.0
 
 
 @pytest.mark.usefixtures("tiny_memory")
+@pytest.mark.parametrize("progress", [None, True, False])
+def test_who_waits_for_a_store_is_told_once(
+    progress: bool | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("latentfit.storing._PATIENCE", 0.05)
+    own = FileLock(tmp_path / ".lock")
+    own.acquire()
+    with ThreadPoolExecutor(1) as pool:
+        filled = pool.submit(fill_store, tmp_path, None, X[:9], batch_size=9, progress=progress)
+        time.sleep(0.5)
+        waited = not filled.done()
+        own.release()
+        assert len(filled.result(60)) == 9
+    assert waited
+    said = [line for line in capsys.readouterr().err.splitlines() if "waiting" in line]
+    line = f"latentfit: waiting for another process, which fills the store {str(tmp_path)!r}."
+    assert said == ([] if progress is False else [line])
+
+
 @pytest.mark.parametrize("method", ["realnvp", "flow-matching", "r3gan"])
 def test_fits_that_stream_learn_data_that_comes_in_order(method: str, tmp_path: Path) -> None:
     store = fill(tmp_path / "store", None, BLOBS)
