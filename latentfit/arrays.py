@@ -86,7 +86,8 @@ def _checked(path: Path, read: Callable[[Path], _Array]) -> _Array:
     except Exception as error:  # fed with any bytes, the formats' parsers raise nearly anything
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise FileFormatError(
-            f"Expected {path} to be a {path.suffix} file of numbers; it can't be read: {reason}"
+            f"Expected {path} to be a {path.suffix} file of numbers; it can't be read: {reason}. "
+            "Is it cut off, or of another format? Write or copy it anew."
         ) from error
     if math.prod(array.shape) == 0:
         raise DataError(
@@ -151,7 +152,10 @@ def check_folder(path: str | os.PathLike[str], *inputs: str | None) -> None:
 def _suffix(path: Path) -> str:
     suffix = path.suffix.lower()
     if suffix not in _READERS:
-        raise DataError(f"Expected an array file ({', '.join(SUFFIXES)}); got {str(path)!r}.")
+        hint = ""
+        if suffix in (".csv", ".txt", ".tsv"):
+            hint = ' Convert it: np.save("z.npy", np.loadtxt("z.csv", delimiter=",")).'
+        raise DataError(f"Expected an array file ({', '.join(SUFFIXES)}); got {str(path)!r}.{hint}")
     return suffix
 
 

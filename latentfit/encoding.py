@@ -88,14 +88,22 @@ class Encoding:
         self.encoder = encoder
         self.verb = "encoding" if encoder else "reading"
         self.shape: torch.Size | None = None
+        self._unfinished: int | None = (
+            None  # the first batch of inputs that are not finite themselves
+        )
         self._buffer = torch.zeros(0)
 
     @property
     def remedy(self) -> str:
         """What to do about latents that are not finite."""
+        if self._unfinished is not None:
+            return (
+                f"the dataset's rows hold such themselves, the first in batch {self._unfinished}: leave them "
+                "out, or fill them in"
+            )
         if self.encoder is None:
             return "leave these rows out"
-        return "if the encoder runs in half precision, run it in float32"
+        return "the encoder makes them of finite inputs: if it runs in half precision, run it in float32"
 
     def latents(self, index: int, batch: Tensor, *, is_copy: bool = False) -> Tensor:
         """Encode a batch.
@@ -113,7 +121,7 @@ class Encoding:
             EncoderOutputError: The encoder returned no single tensor with a row for each input.
         """
         if self.encoder is not None:
-            given = f"{tuple(batch.shape)} {batch.dtype}"
+            inputs, version = batch, None if batch.is_inference() else batch._version
             batch = batch.detach() if is_copy else self._copy(batch)
             try:
                 with torch.inference_mode():
@@ -121,10 +129,10 @@ class Encoding:
             except LatentfitError:
                 raise
             except Exception as error:
-                error.add_note(
-                    f"while the encoder was given batch {index}, {given}: does it take inputs of this "
-                    "shape and dtype (x.float() for whole numbers)?"
-                )
+                note = f"while the encoder was given batch {index}, {tuple(inputs.shape)} {inputs.dtype}"
+                if not (inputs.is_floating_point() or inputs.is_complex()):
+                    note += "; if it takes no whole numbers, give it x.float()"
+                error.add_note(note)
                 raise
         if batch.ndim == 0:
             raise DataError(f"Expected batches of shape (n, ...); got a scalar {batch.dtype}.")
@@ -133,7 +141,12 @@ class Encoding:
         if not batch.is_floating_point() or batch.element_size() == 1:  # no sums of eight bits
             batch = batch.float()
         self._check_shape(index, batch)
-        return batch.detach().to("cpu", copy=True)  # outside inference mode: an ordinary tensor
+        latents = batch.detach().to("cpu", copy=True)  # outside inference mode: an ordinary tensor
+        if self.encoder is not None and not bool(latents.sum().isfinite()):
+            intact = not is_copy or (version is not None and inputs._version == version)
+            if self._unfinished is None and intact and not bool(inputs.isfinite().all()):
+                self._unfinished = index
+        return latents
 
     def _copy(self, batch: Tensor) -> Tensor:
         """Copy a batch; into the memory of the one before, as new pages cost more than the copying."""
@@ -159,7 +172,8 @@ class Encoding:
         elif shape != self.shape:
             raise DataError(
                 f"Expected batches of one shape (n, {', '.join(map(str, self.shape))}); batch {index} has "
-                f"{tuple(latents.shape)}. A list or tuple is read as batches, not as (x, y)."
+                f"{tuple(latents.shape)}. A list or tuple is read as batches, not as (x, y): that is "
+                "TensorDataset(x, y)."
             )
 
 

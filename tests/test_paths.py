@@ -1,5 +1,6 @@
 """Paths as users name them: the home folder, a folder for a file or the reverse, and what is not there."""
 
+import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 import latentfit
 from latentfit import LatentSampler, LatentStore, fit_latent_sampler, load_sampler
 from latentfit.cli import main
-from latentfit.errors import OptionError
+from latentfit.errors import FileFormatError, OptionError
 
 X = torch.randn(40, 2, generator=torch.Generator().manual_seed(0))
 
@@ -112,3 +113,42 @@ def test_a_checkpoint_in_the_folder_of_the_store_that_is_read_is_refused(tmp_pat
 def test_a_store_in_the_folder_of_checkpoints_is_none_of_them(tmp_path: Path) -> None:
     for _ in range(2):
         fit(store=tmp_path / "store", checkpoint=tmp_path, method="gmm")
+
+
+def test_a_sampler_that_is_not_there_is_told_with_what_may_be_meant(tmp_path: Path) -> None:
+    sampler = fit()
+    sampler.save_pretrained(tmp_path)
+    for folder in (tmp_path, str(tmp_path)):
+        with pytest.raises(
+            IsADirectoryError, match=r"is a folder. What .* LatentSampler\.from_pre"
+        ):
+            load_sampler(folder)
+    with pytest.raises(
+        FileNotFoundError, match=r"Expected the file of a sampler; there is no 'absent'"
+    ):
+        load_sampler("absent")
+    with pytest.raises(IsADirectoryError, match="is a folder. Name a file in it."):
+        sampler.save(tmp_path)
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS])
+def test_a_folder_that_is_read_only_is_told(
+    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sampler = fit()
+
+    def refusing(*_: Any) -> int:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("os.open", refusing)  # whoever is root may write anywhere
+    with pytest.raises(
+        OSError, match="expected a folder that may be written to; name another"
+    ) as e:
+        sampler.save(tmp_path / "s")
+    assert (e.value.errno, e.value.filename) == (code, str(tmp_path / "s"))
+
+
+def test_a_file_is_no_store(tmp_path: Path) -> None:
+    np.save(tmp_path / "z.npy", X.numpy())
+    with pytest.raises(FileFormatError, match=r"z\.npy' is a file. An array file .* np\.load"):
+        LatentStore(tmp_path / "z.npy")
