@@ -190,9 +190,13 @@ class Batches:
                 if found := re.search(
                     r"default_collate: batch must contain .* <class '(.+)'>", str(error)
                 ):
+                    is_image = found[1].startswith("PIL.")
+                    remedy = (
+                        _TO_TENSOR if is_image else "Leave such items out, or make tensors of them"
+                    )
                     raise DataError(
                         "Expected items that are tensors, arrays or numbers (or (x, y) or dicts of them); "
-                        f"got {found[1]} in batch {index}. {_TO_TENSOR}."
+                        f"got {found[1]} in batch {index}. {remedy}."
                     ) from error
                 error.add_note(self._place(index, error))
                 raise
@@ -289,7 +293,7 @@ def _check_no_pair(dataset: Any) -> None:
     if not isinstance(dataset, list | tuple) or len(dataset) != 2:
         return
     x, y = (tuple(getattr(part, "shape", ())) for part in dataset)
-    if x and y and x[0] == y[0] and (len(x) != len(y) or (y[1:] == (1,) != x[1:])):
+    if x and y and x[0] == y[0] and (len(x) != len(y) or (y[1:] == (1,) and x[1:] != (1,))):
         raise DataError(
             f"Expected dataset as {_DATASETS}; got a {type(dataset).__name__} of {x} and {y}. A list or "
             "tuple is read as batches, not as (x, y): pass TensorDataset(x, y), of tensors."

@@ -82,28 +82,20 @@ class Encoding:
 
     Args:
         encoder: The encoder, or None if the batches are latents.
+
+    Attributes:
+        remedy: What to do about latents that are not finite.
     """
 
     def __init__(self, encoder: Model | None) -> None:
         self.encoder = encoder
         self.verb = "encoding" if encoder else "reading"
         self.shape: torch.Size | None = None
-        self._unfinished: int | None = (
-            None  # the first batch of inputs that are not finite themselves
-        )
+        self.remedy = "leave these rows out"
+        if encoder is not None:
+            self.remedy = "if the encoder runs in half precision, run it in float32"
+        self._is_finite = True  # all latents so far
         self._buffer = torch.zeros(0)
-
-    @property
-    def remedy(self) -> str:
-        """What to do about latents that are not finite."""
-        if self._unfinished is not None:
-            return (
-                f"the dataset's rows hold such themselves, the first in batch {self._unfinished}: leave them "
-                "out, or fill them in"
-            )
-        if self.encoder is None:
-            return "leave these rows out"
-        return "the encoder makes them of finite inputs: if it runs in half precision, run it in float32"
 
     def latents(self, index: int, batch: Tensor, *, is_copy: bool = False) -> Tensor:
         """Encode a batch.
@@ -121,7 +113,7 @@ class Encoding:
             EncoderOutputError: The encoder returned no single tensor with a row for each input.
         """
         if self.encoder is not None:
-            inputs, version = batch, None if batch.is_inference() else batch._version
+            inputs, version = batch, _version(batch)
             batch = batch.detach() if is_copy else self._copy(batch)
             try:
                 with torch.inference_mode():
@@ -142,11 +134,22 @@ class Encoding:
             batch = batch.float()
         self._check_shape(index, batch)
         latents = batch.detach().to("cpu", copy=True)  # outside inference mode: an ordinary tensor
-        if self.encoder is not None and not bool(latents.sum().isfinite()):
-            intact = not is_copy or (version is not None and inputs._version == version)
-            if self._unfinished is None and intact and not bool(inputs.isfinite().all()):
-                self._unfinished = index
+        if self.encoder is not None and self._is_finite and not bool(latents.sum().isfinite()):
+            self._is_finite = bool(latents.isfinite().all())
+            # Inputs that the encoder has written over tell nothing of what they were.
+            if not self._is_finite and (not is_copy or _version(inputs) == version):
+                self._explain(index, bool(inputs.isfinite().all()))
         return latents
+
+    def _explain(self, index: int, inputs_are_finite: bool) -> None:
+        """Fit the remedy to what the first batch of latents that are not finite was made of."""
+        if inputs_are_finite:
+            self.remedy = f"the encoder makes them of finite inputs: {self.remedy}"
+        else:
+            self.remedy = (
+                f"the dataset's rows hold such themselves, the first in batch {index}: leave them out, or "
+                "fill them in"
+            )
 
     def _copy(self, batch: Tensor) -> Tensor:
         """Copy a batch; into the memory of the one before, as new pages cost more than the copying."""
@@ -175,6 +178,11 @@ class Encoding:
                 f"{tuple(latents.shape)}. A list or tuple is read as batches, not as (x, y): that is "
                 "TensorDataset(x, y)."
             )
+
+
+def _version(tensor: Tensor) -> int:
+    """How often a tensor was written to; tensors of inference mode don't count it."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def check_finite(rows: Tensor, what: str, remedy: str, *, start: int = 0) -> None:
