@@ -605,11 +605,11 @@ def test_an_encoder_that_fails_is_told_in_one_line(run, tmp_path, monkeypatch):
     assert err.startswith(f"{told}ModuleNotFoundError: No module named 'a_library_that_is_not_ther")
     code, _, err = run("fit", "--debug", "--encoder", "my_models_c:encoder", *words)
     assert "my_models_c.py" in err.partition(told)[0]
-    Path("my_models_d.py").write_text("raise ValueError('two\\nlines')\n")
-    code, _, err = run("fit", "--encoder", "my_models_d:encoder", *words)
+    Path("my_broken_models.py").write_text("raise ValueError('two\\nlines')\n")
+    code, _, err = run("fit", "--encoder", "my_broken_models:encoder", *words)
     assert code == 1
     assert err.endswith(
-        "importing 'my_models_d' raised ValueError: two lines (--debug shows where)\n"
+        "importing 'my_broken_models' raised ValueError: two lines (--debug shows where)\n"
     )
     code, _, err = run("fit", "--encoder", "torch.nn:Linear", *words)
     assert code == 1
