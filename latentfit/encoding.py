@@ -15,7 +15,9 @@ from latentfit.parallel import SOLO, Workers
 from latentfit.progress import Bar
 from latentfit.randomness import isolated_rng, reseed
 
-_MOST_CHANNELS = 4  # of an image or a volume whose first axis could be taken for that of a batch
+# Of a sample whose first axis could be taken for that of a batch. (An encoder that was exported for batches of
+# one size takes no row more: so few images are no such batch.)
+_MOST_CHANNELS, _MOST_OF_IMAGES = 64, 4
 
 __all__ = ["Encoding", "check_finite", "device_of", "encode"]
 
@@ -175,7 +177,7 @@ class Encoding:
 
         A layer without a batch axis takes (C, H, W), and where it returns C channels these look like C rows.
         """
-        if not len(inputs) or (inputs.ndim > 3 and len(inputs) > _MOST_CHANNELS):
+        if not 0 < len(inputs) <= (_MOST_CHANNELS if inputs.ndim < 4 else _MOST_OF_IMAGES):
             return
         encoder: Any = self.encoder
         with isolated_rng(0, encoder.device or inputs.device), torch.no_grad():
