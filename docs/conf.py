@@ -1,0 +1,75 @@
+"""The site, by Sphinx: `nox -s docs`, or `sphinx-build -W --keep-going docs docs/_build/html`."""
+
+import re
+import shutil
+from pathlib import Path
+
+from sphinx.application import Sphinx
+
+import latentfit
+
+DOCS = Path(__file__).parent
+RESULTS = DOCS.parent / "benchmarks" / "results"
+
+project = "latentfit"
+author = "The latentfit contributors"
+copyright = author
+release = version = latentfit.__version__
+
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx_click",
+    "sphinx_copybutton",
+]
+exclude_patterns = ["_build", "examples/latentfit-zuko/tests", "**/.pytest_cache"]
+default_role = "code"  # docstrings write `name`, as Markdown does
+
+myst_heading_anchors = 3
+nb_execution_mode = "force"  # an example's output is that of this build
+nb_execution_timeout = 120
+nb_execution_raise_on_error = True
+nb_execution_show_tb = True
+
+autodoc_default_options = {
+    "members": True,
+    "imported-members": True,
+    "member-order": "bysource",
+    "show-inheritance": True,
+}
+autodoc_typehints_format = "short"
+maximum_signature_line_length = 80
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True
+
+html_theme = "furo"
+html_title = f"latentfit {release}"
+html_static_path = ["_static"]
+html_css_files = ["latentfit.css"]
+html_show_sphinx = False
+html_copy_source = False
+copybutton_exclude = ".linenos, .gp, .go"
+
+
+def copy_results(*_: object) -> None:
+    """Bring the published tables and figures into the site: they lie outside of its folder."""
+    shutil.rmtree(DOCS / "results", ignore_errors=True)
+    for path in RESULTS.rglob("*"):
+        if path.suffix in (".md", ".png"):
+            target = DOCS / "results" / path.relative_to(RESULTS)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
+
+
+def lead_links_home(_: Sphinx, page: str, source: list[str]) -> None:
+    """Have links into and out of the published results lead to where these are in the site."""
+    source[0] = re.sub(r"\]\((?:\.\./)+benchmarks/results/", "](/results/", source[0])
+    if page.startswith("results/"):
+        source[0] = re.sub(r"\]\((?:\.\./)+docs/", "](/", source[0])
+
+
+def setup(app: Sphinx) -> None:
+    """Connect the two above."""
+    app.connect("config-inited", copy_results)
+    app.connect("source-read", lead_links_home)
