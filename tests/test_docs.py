@@ -21,7 +21,15 @@ from latentfit.cli import cli, main
 from latentfit.registry import load_benchmark
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCS = ROOT / "docs"
+# All but what building the site copies there. An example's own README is a page like any other.
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted(
+        p for p in DOCS.rglob("*.md") if p.relative_to(DOCS).parts[0] not in ("_build", "results")
+    ),
+]
 FENCE = re.compile(r"^```(\w+)(?: file=(\S+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
