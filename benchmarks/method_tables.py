@@ -182,8 +182,8 @@ def decisions() -> str:
         (
             "samples by class",
             '`condition="labels"` with any but `planar` and `radial`',
-            f"a classifier sees the digit that was asked for in {accuracy:.1%} of `realnvp`'s samples; "
-            f"the autoencoder allows {best:.1%}",
+            f"a classifier sees the digit that was asked for in {100 * accuracy:.1f} % of `realnvp`'s samples; "
+            f"the autoencoder allows {100 * best:.1f} %",
         ),
         (
             "a baseline that anything has to beat",

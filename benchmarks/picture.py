@@ -39,10 +39,15 @@ def rows(data_dir: str | None, seed: int, epochs: int = 20) -> dict[str, Tensor]
         for kind in (Autoencoder, VariationalAutoencoder)
     )
     noise = torch.randn(DIGITS, 10, generator=torch.Generator().manual_seed(seed))
-    found = {"real": test[:DIGITS], "VAE, from its prior": (vae.decode(noise) >= 0.5).float()}
+    real = test[:DIGITS]
+    found = {
+        "real": real,
+        "real, encoded and decoded": (model.decode(model.encode(real)) >= 0.5).float(),
+        "VAE, from its prior": (vae.decode(noise) >= 0.5).float(),
+    }
     for label, method, options in (
         ("gaussian", "gaussian", {}),
-        ("realnvp as in the paper", "realnvp", dict(SYSTEMS["FlowAE"].options)),
+        ("realnvp, as in the paper", "realnvp", dict(SYSTEMS["FlowAE"].options)),
         ("realnvp", "realnvp", {}),
         ("gmm", "gmm", {}),
         ("flow-matching", "flow-matching", {}),
@@ -66,7 +71,7 @@ def draw(images: dict[str, Tensor]) -> Figure:
             top, left = row * (step + GAP) + 2 * GAP, column * step + GAP
             canvas[top : top + SIDE, left : left + SIDE] = image
     scale = 2 / 100  # inches: two dots of 100 an inch for each pixel
-    margin = 2.3  # for the labels
+    margin = 2.75  # for the labels
     size = (width * scale + margin, height * scale)
     figure = Figure(figsize=size, dpi=100, facecolor=PAPER)
     axes = figure.add_axes((margin / size[0], 0, 1 - margin / size[0], 1))

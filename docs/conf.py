@@ -1,5 +1,7 @@
 """The site, by Sphinx: `nox -s docs`, or `sphinx-build -W --keep-going docs docs/_build/html`."""
 
+import inspect
+import os
 import re
 import shutil
 from pathlib import Path
@@ -24,6 +26,7 @@ extensions = [
     "sphinx_copybutton",
 ]
 exclude_patterns = ["_build", "examples/latentfit-zuko/tests", "**/.pytest_cache"]
+smartquotes = False  # they would make one dash of --option
 default_role = "code"  # docstrings write `name`, as Markdown does
 
 myst_heading_anchors = 3
@@ -31,6 +34,8 @@ nb_execution_mode = "force"  # an example's output is that of this build
 nb_execution_timeout = 120
 nb_execution_raise_on_error = True
 nb_execution_show_tb = True
+nb_merge_streams = True  # one box for what a cell prints
+os.environ["PYTHONWARNINGS"] = "ignore:IProgress"  # of tqdm, in a notebook without ipywidgets
 
 autodoc_default_options = {
     "members": True,
@@ -60,6 +65,10 @@ def copy_results(*_: object) -> None:
             target = DOCS / "results" / path.relative_to(RESULTS)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)
+    tables = sorted(path.parent.name for path in RESULTS.glob("*/table.md"))
+    entries = "\n".join(f"{name} <{name}/table>" for name in tables)
+    with (DOCS / "results" / "README.md").open("a") as page:
+        page.write(f"\n```{{toctree}}\n:hidden:\n\n{entries}\n```\n")
 
 
 def lead_links_home(_: Sphinx, page: str, source: list[str]) -> None:
@@ -69,7 +78,20 @@ def lead_links_home(_: Sphinx, page: str, source: list[str]) -> None:
         source[0] = re.sub(r"\]\((?:\.\./)+docs/", "](/", source[0])
 
 
+def show_options(
+    app: Sphinx, kind: str, name: str, thing: object, *_: object
+) -> tuple[str, None] | None:
+    """Write a method's options with their defaults, without the ranges that annotations give them."""
+    del app
+    if kind != "class" or not name.startswith("latentfit_"):
+        return None
+    signature = inspect.signature(thing, eval_str=False)
+    plain = [option.replace(annotation=option.empty) for option in signature.parameters.values()]
+    return str(signature.replace(parameters=plain)), None
+
+
 def setup(app: Sphinx) -> None:
-    """Connect the two above."""
+    """Connect the three above."""
+    app.connect("autodoc-process-signature", show_options)
     app.connect("config-inited", copy_results)
     app.connect("source-read", lead_links_home)
