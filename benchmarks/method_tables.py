@@ -182,7 +182,7 @@ def decisions() -> str:
         (
             "samples by class",
             '`condition="labels"` with any but `planar` and `radial`',
-            f"a classifier sees the digit that was asked for in {100 * accuracy:.1f} % of `realnvp`'s samples; "
+            f"a classifier sees the digit asked for in {100 * accuracy:.1f} % of `realnvp`'s samples; "
             f"the autoencoder allows {100 * best:.1f} %",
         ),
         (
