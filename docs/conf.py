@@ -6,6 +6,7 @@ import re
 import shutil
 from pathlib import Path
 
+from docutils import nodes
 from sphinx.application import Sphinx
 
 import latentfit
@@ -87,11 +88,31 @@ def show_options(
         return None
     signature = inspect.signature(thing, eval_str=False)
     plain = [option.replace(annotation=option.empty) for option in signature.parameters.values()]
-    return str(signature.replace(parameters=plain)), None
+    return str(signature.replace(parameters=plain, return_annotation=signature.empty)), None
+
+
+def show_examples(app: Sphinx, context: object, lines: list[str]) -> None:
+    """Set the examples in a command's help as code: "| Examples:" and the lines that follow."""
+    del app, context
+    given = list(lines)
+    lines.clear()
+    for line in given:
+        is_head = line.startswith("| ") and line.endswith(":")
+        lines += [line[2:] + ":", ""] if is_head else [line.removeprefix("| ")]
+
+
+def draw_dashes(_: Sphinx, page: nodes.document) -> None:
+    """Write the dash between a parameter's name and what it is, which smartquotes would have done."""
+    for text in list(page.findall(nodes.Text)):
+        if text.startswith(" -- "):
+            text.parent.replace(text, nodes.Text(f" – {text[4:]}"))
 
 
 def setup(app: Sphinx) -> None:
-    """Connect the three above."""
+    """Connect all of the above."""
+    app.connect("doctree-read", draw_dashes)
+    app.connect("sphinx-click-process-description", show_examples)
+    app.connect("sphinx-click-process-epilog", show_examples)
     app.connect("autodoc-process-signature", show_options)
     app.connect("config-inited", copy_results)
     app.connect("source-read", lead_links_home)
