@@ -8,7 +8,9 @@ import pytest
 
 EXAMPLES = Path(__file__).parents[1] / "docs" / "examples"
 PAGES = sorted(EXAMPLES.glob("*.md"))
-CELL = re.compile(r"^```\{code-cell\} python\n((?::\w+:[^\n]*\n)*)(.*?)^```$", re.MULTILINE | re.DOTALL)
+CELL = re.compile(
+    r"^```\{code-cell\} python\n((?::\w+:[^\n]*\n)*)(.*?)^```$", re.MULTILINE | re.DOTALL
+)
 
 
 def test_there_are_three_and_the_site_runs_all_their_code():
