@@ -32,6 +32,7 @@ default_role = "code"  # docstrings write `name`, as Markdown does
 
 myst_heading_anchors = 3
 nb_execution_mode = "force"  # an example's output is that of this build
+nb_execution_in_temp = True  # what an example saves is no page of ours
 nb_execution_timeout = 120
 nb_execution_raise_on_error = True
 nb_execution_show_tb = True
