@@ -15,8 +15,8 @@ from latentfit.parallel import SOLO, Workers
 from latentfit.progress import Bar
 from latentfit.randomness import isolated_rng, reseed
 
-# The most rows of an item that could be one sample. (An encoder that was exported for batches of one size can't
-# take a row more; batches of so few images are no such ones.)
+# The most rows of an item that could be one sample. (An encoder exported for batches of one size takes no row
+# more; batches of so few images are no such ones.)
 _MOST_CHANNELS, _MOST_OF_IMAGES = 64, 4
 
 __all__ = ["Encoding", "check_finite", "device_of", "encode"]

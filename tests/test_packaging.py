@@ -121,11 +121,16 @@ def test_public_names():
     ]
     assert sorted(latentfit.metrics.__all__) == [
         "c2st",
+        "c2st_interval",
+        "data_copying",
         "density_coverage",
         "energy_distance",
         "frechet_distance",
         "frechet_distance_from_moments",
         "gaussian_moments",
+        "kernel_distance",
+        "precision_recall",
+        "sliced_wasserstein",
     ]
     assert sorted(latentfit.plugin.__all__) == [
         "ConvField",
