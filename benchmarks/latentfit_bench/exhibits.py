@@ -18,7 +18,6 @@ from latentfit_bench.measure import CLASSES
 from latentfit_bench.settings import Gallery, first
 
 MOST_POINTS = 3000  # sampled ones of a map, all samplers together: t-SNE takes a minute then
-SAVED_STEPS = 300  # of a curve
 
 
 def exhibit(
@@ -58,28 +57,13 @@ def _pictures(gallery: Gallery, rows: Sequence[str], shape: tuple[int, int]) -> 
 
 def _curves(gallery: Gallery, rows: Sequence[str]) -> list[Curves]:
     """Samplers' curves over their steps, then the autoencoders' over their epochs."""
-    found = []
-    for row in rows:
-        history = gallery.histories.get(row, {})
-        steps = history.get("step", ())
-        losses = {
-            name: _thinned(values)
-            for name, values in history.items()
-            if name.endswith("_loss") and len(values) == len(steps)
-        }
-        if len(steps) > 1 and losses:
-            found.append(Curves(row, _thinned(steps), losses))
+    samplers = (Curves.of(row, gallery.histories.get(row, {})) for row in rows)
+    found = [curves for curves in samplers if curves is not None]
     for name, phases in gallery.losses.items():
         epochs = range(1, 1 + max(map(len, phases.values()), default=0))
         if len(epochs) > 1:
             found.append(Curves(f"{name}, the autoencoder", list(epochs), phases, "epoch"))
     return found
-
-
-def _thinned(values: Sequence[float]) -> Sequence[float]:
-    """Leave out what a curve of so many points does not show; the last one stays."""
-    stride = -(-len(values) // SAVED_STEPS)
-    return values if stride < 2 else [*values[: len(values) - 1 : stride], values[-1]]
 
 
 def _maps(gallery: Gallery, rows: Sequence[str], points: int, seed: int) -> list[LatentMap]:

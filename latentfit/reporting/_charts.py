@@ -23,24 +23,24 @@ class Scale:
     Args:
         values: What must fit on it.
         log: Whether it is logarithmic; only for positive values.
-        zero: Whether a linear one starts at zero.
+        start: Where a linear one begins, or ends; None for the values' own ends.
         margin: The share that is left free at its ends.
     """
 
     def __init__(
-        self, values: Iterable[float], *, log: bool, zero: bool = False, margin: float = 0.0
+        self, values: Iterable[float], *, log: bool, start: float | None = None, margin: float = 0.0
     ) -> None:
         found = [v for v in values if math.isfinite(v) and (v > 0 or not log)] or [1.0]
         low, high = min(found), max(found)
         self.log = log
         if log:
             low, high = math.log10(low), math.log10(high)
-        elif zero:
-            low, high = min(low, 0.0), max(high, 0.0)
+        elif start is not None:
+            low, high = min(low, start), max(high, start)
         if high - low < 1e-9 * max(1.0, abs(high)):
-            low, high = (low, low + 1.0) if zero and not log else (low - 0.5, high + 0.5)
+            low, high = (low, low + 1.0) if start is not None else (low - 0.5, high + 0.5)
         room = margin * (high - low)
-        self.low = low if zero and not log and low == 0 else low - room
+        self.low = low if not log and low == start else low - room
         self.high = high + room
 
     def __call__(self, value: float) -> float:
@@ -99,6 +99,7 @@ class Bars(NamedTuple):
     linear_ticks: list[tuple[str, float]]
     log_ticks: list[tuple[str, float]]
     floor: tuple[float, float] | None
+    has_log: bool
     starts_log: bool
 
 
@@ -111,8 +112,8 @@ def bars(report: Report) -> Bars | None:
         return None
     every = [value for row in rows for value in row.values[measure.key]]
     ends = [end for row in rows for end in _ends(row, measure.key) or ()]
-    linear = Scale([*every, *ends], log=False, zero=True, margin=0.04)
-    positive = [value for value in every if value > 0]
+    linear = Scale([*every, *ends], log=False, start=measure.least, margin=0.04)
+    positive = [] if measure.least else [value for value in every if value > 0]
     log = Scale(positive, log=True, margin=0.08)
     best = report.samplers[0].name if report.samplers else None
     laid = []
@@ -140,6 +141,7 @@ def bars(report: Report) -> Bars | None:
         [(tick_text(t), linear(t)) for t in linear.ticks()],
         [(tick_text(t), log(t)) for t in log.ticks()],
         None if floor is None else (linear(floor), log(floor)),
+        bool(positive),
         bool(positive) and max(positive) > _WIDE * min(positive),
     )
 
@@ -166,7 +168,7 @@ class Plot(NamedTuple):
 
 
 def scatter(report: Report) -> Plot | None:
-    """Lay out quality against the seconds of the fit, both logarithmic."""
+    """Lay out quality against the seconds of the fit, in logarithms where a measure starts at zero."""
     measure = MEASURES[report.primary]
     found = [
         (row.name, time, value)
@@ -180,7 +182,8 @@ def scatter(report: Report) -> Plot | None:
         return None
     floor = report.floor_value
     x = Scale((time for _, time, _ in found), log=True, margin=0.08)
-    y = Scale([value for *_, value in found] + ([floor] if floor else []), log=True, margin=0.1)
+    values = [*(value for *_, value in found), *([floor] if floor else [])]
+    y = Scale(values, log=not measure.least, margin=0.1)
     front = [
         (time, value)
         for _, time, value in found

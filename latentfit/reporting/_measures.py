@@ -13,13 +13,17 @@ Better = Literal["low", "high", ""]
 
 
 class Measure(NamedTuple):
-    """A measure: its key, name, what it tells, the better direction, and how it is written."""
+    """A measure: its key, name, what it tells, the better direction, how it is written, and its least value.
+
+    Ratios of values have a meaning where the least is zero.
+    """
 
     key: str
     name: str
     tells: str
     better: Better = "low"
     style: Literal["number", "share", "seconds", "count"] = "number"
+    least: float = 0.0
 
 
 _KNOWN = (
@@ -67,6 +71,7 @@ _KNOWN = (
         "How well a classifier tells sampled latents from real ones: 0.5 if it can't, 1 if it always can.",
         "low",
         "share",
+        0.5,
     ),
     Measure(
         "energy_distance",

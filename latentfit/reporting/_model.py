@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -19,6 +20,8 @@ __all__ = [
     "Report",
     "Row",
 ]
+
+_MOST_STEPS = 300  # of a curve
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -91,8 +94,25 @@ class Curves:
     losses: Mapping[str, Sequence[float]]
     unit: str = "step"
 
+    @classmethod
+    def of(cls, name: str, history: Mapping[str, Sequence[float]]) -> Curves | None:
+        """Take the curves of a sampler's ``history``; None where there are none, as of closed forms."""
+        steps = history.get("step", ())
+        losses = {
+            key: _thinned(values)
+            for key, values in history.items()
+            if key.endswith("_loss") and len(values) == len(steps)
+        }
+        return cls(name, _thinned(steps), losses) if len(steps) > 1 and losses else None
 
-@dataclass(frozen=True)
+
+def _thinned(values: Sequence[float]) -> Sequence[float]:
+    """Leave out what a curve of so many points does not show; the last one stays."""
+    stride = math.ceil(len(values) / _MOST_STEPS)
+    return values if stride < 2 else [*values[: len(values) - 1 : stride], values[-1]]
+
+
+@dataclass(frozen=True, eq=False)
 class Cloud:
     """Points of a map.
 

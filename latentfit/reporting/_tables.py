@@ -77,7 +77,7 @@ def measures_table(report: Report, rows: Sequence[Row], *, head: str = "System")
         columns.append((Column(name, "What the paper has, with another classifier."), cells))
     for measure in measures:
         columns.append((Column(measure.name, measure.tells), _cells(measure, rows)))
-        if measure.key == report.primary and floor:
+        if measure.key == report.primary and floor and not measure.least:
             ratios = [_ratio(row.mean(measure.key), floor) for row in rows]
             cells = [_cell("" if ratio is None else f"{ratio:.2f}", ratio) for ratio in ratios]
             tells = (

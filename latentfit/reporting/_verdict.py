@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from latentfit.arguments import check_kind
 from latentfit.reporting._measures import MEASURES, number, value_text
 from latentfit.reporting._model import Report, Row
 
-__all__ = ["Verdict", "conclude"]
-
-_AT_THE_FLOOR = 1.25  # one value of a Fréchet distance scatters by about a fifth
+__all__ = ["Verdict", "conclude", "headline"]
 
 
 class Verdict(NamedTuple):
@@ -34,28 +33,28 @@ def conclude(report: Report) -> Verdict:
     headline = f"{best.name} is {'best' if len(ranked) > 1 else 'the only sampler'}"
     tiles = [(measure.name, value_text(measure, best.values[report.primary]), best.name)]
     sentences = []
-    if floor:
-        ratio = value / floor
-        near = " close to" if ratio < _AT_THE_FLOOR else ""
+    told = value_text(measure, best.values[report.primary])
+    if measure.least:
         headline += (
-            f",{near} the floor: {_times(ratio)} its distance."
-            if near
-            else (f", at {_times(ratio)} the distance of the floor.")
+            f": its {measure.name} is {number(value)}, where {number(measure.least)} is perfect."
         )
-        tiles.append(("Over the floor", f"{ratio:.2f} ×", f"{report.floor}: {number(floor)}"))
-        sentences.append(
-            f"Its {measure.name} is {value_text(measure, best.values[report.primary])}; that of "
-            f"{report.floor}, the floor for any sampler of this autoencoder, is {number(floor)}."
-        )
+        sentences.append(measure.tells)
+    elif floor:
+        headline += f", at {_times(value / floor)} the floor."
     else:
         headline += "."
-        sentences.append(
-            f"Its {measure.name} is {value_text(measure, best.values[report.primary])}."
-        )
+        sentences.append(f"Its {measure.name} is {told}.")
+    if floor is not None:
+        what = "the floor for any sampler of this autoencoder"
+        that = f"that of {report.floor}, {what}, is {number(floor)}."
+        sentences.append(f"Its {measure.name} is {told}; {that}")
+    if floor and not measure.least:
+        over = f"{value / floor:.2f} ×"
+        tiles.append(("Over the floor", over, f"{report.floor}: {number(floor)}"))
     if len(ranked) > 1:
         sentences.append(_lead(best, ranked[1], report))
         last = ranked[-1]
-        if len(ranked) > 2 and value > 0:
+        if len(ranked) > 2 and value > 0 and not measure.least:
             ratio = (last.mean(report.primary) or 0.0) / value
             sentences.append(f"The last, {last.name}, is {_times(ratio)} as far away as the best.")
     time = best.mean("fit_seconds")
@@ -75,6 +74,12 @@ def conclude(report: Report) -> Verdict:
         )
     )
     return Verdict(headline, sentences + _failures(failed), tiles)
+
+
+def headline(report: Report) -> str:
+    """Say in a sentence which sampler of a report is best, and how good that is."""
+    check_kind("report", report, Report, "a Report")
+    return conclude(report).headline
 
 
 def _lead(best: Row, second: Row, report: Report) -> str:
