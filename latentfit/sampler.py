@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -33,6 +33,9 @@ from latentfit.persistence import write_tensors
 from latentfit.randomness import check_seed, isolated_rng, plugin_defaults
 from latentfit.sampler_base import Sampler
 from latentfit.transforms import Transform
+
+if TYPE_CHECKING:
+    from latentfit.reporting import Report
 
 __all__ = ["DTYPES", "LatentSampler", "resolve_device"]
 
@@ -402,6 +405,66 @@ class LatentSampler:
             commit_message=commit_message,
             **card,
         )
+
+    def report(
+        self,
+        path: str | os.PathLike[str],
+        encoder: Any,
+        dataset: Any,
+        *,
+        decoder: Any = None,
+        output: Any = None,
+        features: Any = None,
+        labels: Any = None,
+        n: int = 1000,
+        seed: int | None = 0,
+    ) -> Report:
+        r"""Write a page of HTML on what it draws: beside real data, reconstructions and latents drawn again.
+
+        The page has the measures, images, a map of the latents, training curves and the data nearest to the
+        samples; it is one file that loads nothing. Several samplers are compared by
+        :func:`latentfit.reporting.evaluate`.
+
+        Args:
+            path: The file to write.
+            encoder: As for :func:`latentfit.fit_latent_sampler`; None if the dataset holds latents.
+            dataset: As for :func:`latentfit.fit_latent_sampler`; best what it was not fitted to.
+            decoder: As for :func:`latentfit.load_sampler`; None takes its own. Without any there are no
+                images.
+            output: What to take of what the encoder returns; None takes what it was fitted to.
+            features: A callable that makes features (n, d) of images (n, ...), for the Fréchet distance of
+                images; None leaves that of latents.
+            labels: Classes of the dataset's rows (N,), whole numbers; None takes the dataset's, if it has
+                any.
+            n: How many images and latents are compared, a whole number >= 16; at most half of the data.
+            seed: Of the choice of rows and of all draws, a whole number; None for a new one.
+
+        Returns:
+            What the page shows.
+
+        Raises:
+            OptionError: An argument that does not fit.
+            DataError: A dataset that can't be used, or of less than 32 rows; labels that do not fit.
+            NonFiniteError: NaN or infinity.
+            EncoderOutputError: The encoder, the decoder or the features are no single tensor with a row each.
+            OSError: The file can't be written.
+        """
+        from latentfit.reporting import evaluate, write_report
+
+        target = check_path("path", path)
+        report = evaluate(
+            {self.method: self},
+            encoder,
+            dataset,
+            decoder=decoder,
+            output=output,
+            features=features,
+            labels=labels,
+            n=n,
+            seed=seed,
+        )
+        write_report(target, report)
+        return report
 
     def _context(self, condition: Any, n: int) -> Tensor | None:
         """Turn the user's condition into n contexts on the device."""

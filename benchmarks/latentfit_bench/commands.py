@@ -108,7 +108,7 @@ def shared_options(task: str) -> Callable[[Command], Command]:
             type=click.Path(file_okay=False, path_type=Path),
             default=Path("latentfit-results", task),
             show_default=True,
-            help="Folder for results.json, table.md and the figures; other files there stay.",
+            help="Folder for report.html, results.json, table.md and figures; other files there stay.",
         ),
         click.option(
             "--device",
@@ -215,7 +215,7 @@ def execute(
         click.echo(text, nl=False)
     else:
         click.echo(screen_table(results))
-    log(f"{results['seconds']:.0f} s in all; results.json, table.md and figures: {request.out}")
+    log(f"{results['seconds']:.0f} s in all; look at {request.out / 'report.html'}")
     failed = failures(results)
     if failed:
         raise click.ClickException("\n".join(["Some methods failed.", *map(printable, failed)]))
@@ -240,8 +240,10 @@ def _compare(
     unfinished = request.out / "unfinished"
     _make_folder(request.out, unfinished)
     # Slow to import, and not needed for --help or a mistyped option.
+    from latentfit.reporting import exhibits_to, render, report_of
     from latentfit_bench import figures, report
     from latentfit_bench.classifier import load_classifier
+    from latentfit_bench.exhibits import exhibit
     from latentfit_bench.runner import Run
 
     counts = f"{len(data.train_images):,} training and {len(data.test_images):,} test images"
@@ -263,9 +265,26 @@ def _compare(
     start = time.perf_counter()
     pictures = figures.draw_all(results, run.gallery, data.image_shape)
     log(f"figures: {time.perf_counter() - start:.1f} s")
+
+    start = time.perf_counter()
+    shown = exhibit(
+        run.gallery,
+        list(results["systems"]),
+        data.image_shape,
+        points=settings.tsne_points // 2,
+        seed=results["seeds"][0],
+    )
+    log(f"maps and neighbours for the report: {time.perf_counter() - start:.1f} s")
     results["seconds"] = time.perf_counter() - began + run.unfinished.seconds
     text = json.dumps(results, indent=2, allow_nan=False) + "\n"
-    _write(request.out, text, report.markdown_table(results), pictures)
+    files = {
+        **pictures,
+        "table.md": report.markdown_table(results).encode(),
+        "gallery.json": json.dumps(exhibits_to(shown), allow_nan=False).encode(),
+        "report.html": render(report_of(results, shown, name=request.out.resolve().name)).encode(),
+        "results.json": text.encode(),
+    }
+    _write(request.out, files)
     run.unfinished.remove()
     return results, text
 
@@ -285,7 +304,7 @@ def _make_folder(out: Path, unfinished: Path) -> None:
         )
 
 
-def _write(out: Path, text: str, table: str, pictures: "Mapping[str, bytes]") -> None:
+def _write(out: Path, files: "Mapping[str, bytes]") -> None:
     """Write the results; an earlier run's figures that this one lacks would stand beside its table."""
     from latentfit_bench import figures
     from latentfit_bench.files import write_atomically
@@ -295,9 +314,7 @@ def _write(out: Path, text: str, table: str, pictures: "Mapping[str, bytes]") ->
         names = {figures.conditional_name(name) for name in earlier}
     except (OSError, ValueError, LookupError, TypeError):
         names = set()
-    for name in (figures.NAMES | names) - pictures.keys():
+    for name in (figures.NAMES | names) - files.keys():
         (out / name).unlink(missing_ok=True)
-    for name, content in pictures.items():
+    for name, content in files.items():
         write_atomically(out / name, content)
-    write_atomically(out / "table.md", table.encode())
-    write_atomically(out / "results.json", text.encode())

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from latentfit_bench.measure import CLASSES
-from latentfit_bench.settings import Gallery
+from latentfit_bench.settings import Gallery, first
 from latentfit_bench.systems import FLOOR, SYSTEMS
 
 NAMES = {"samples.png", "fcd.png", "training-gan.png", "training-flow.png", "tsne.png"}
@@ -178,7 +178,7 @@ def draw_all(
     systems = results["systems"]
     if gallery.images:  # whose order is that of the trainings
         files["samples.png"] = samples(
-            {name: gallery.images[name] for name in systems if name in gallery.images}, shape
+            {name: first(gallery.images[name]) for name in systems if name in gallery.images}, shape
         )
         files["fcd.png"] = bars(systems)
     curved = {name: curve for name, curve in gallery.histories.items() if _is_curve(curve)}
@@ -191,10 +191,11 @@ def draw_all(
     for name, images in gallery.conditional.items():
         accuracy = results["conditional"][name]["accuracy"]["mean"]
         title = f"{name}, given the digit; accuracy {accuracy:.1%}"
-        files[conditional_name(name)] = by_digit(images, shape, title)
-    if gallery.latents:
+        files[conditional_name(name)] = by_digit(first(images), shape, title)
+    latents = {name: z for name, z in gallery.latents.items() if name in ("AE", "VAE")}
+    if latents:
         files["tsne.png"] = embeddings(
-            gallery.latents,
+            latents,
             gallery.labels,
             results["settings"]["tsne_points"],
             seed=results["seeds"][0],

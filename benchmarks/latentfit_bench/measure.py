@@ -8,29 +8,51 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from latentfit.metrics import frechet_distance_from_moments, gaussian_moments
+from latentfit.metrics import (
+    c2st,
+    density_coverage,
+    frechet_distance_from_moments,
+    gaussian_moments,
+)
 from latentfit_bench.classifier import LoadedClassifier
 
 CLASSES = 10
+COMPARED = 2000  # images, or latents, of which each is held against each of as many others
 
 
 class Ruler:
-    """Measures binary images in a frozen classifier's features, against the binary training images."""
+    """Measures binary images in a frozen classifier's features.
 
-    def __init__(self, classifier: LoadedClassifier, train: Tensor) -> None:
+    Args:
+        classifier: The classifier.
+        train: Binary training images (N, pixels), which distances are to.
+        test: Binary test images (M, pixels), which density and coverage are of.
+    """
+
+    def __init__(self, classifier: LoadedClassifier, train: Tensor, test: Tensor) -> None:
         self._model = classifier.model
         penultimate, logits = self._model.features(train)
+        self._test = self._model.features(test[:COMPARED])[0]
         self._moments = [gaussian_moments(features) for features in (logits, penultimate)]
 
     def measure(self, images: Tensor, labels: Tensor | None = None) -> dict[str, float]:
-        """Return "fcd", in the logits, and "fcd_penultimate"; with labels (n,), "accuracy" too."""
+        """Return "fcd", in the logits, and "fcd_penultimate"; with labels (n,), "accuracy" too.
+
+        "density" and "coverage" of the test images are those of the first images in the last layer but one.
+        """
         penultimate, logits = self._model.features(images)
         pairs = zip(self._moments, (logits, penultimate), strict=True)
         first, second = (
             frechet_distance_from_moments(*gaussian_moments(features), *reference)
             for reference, features in pairs
         )
-        measured = {"fcd": first, "fcd_penultimate": second}
+        density, coverage = density_coverage(self._test, penultimate[:COMPARED])
+        measured = {
+            "fcd": first,
+            "fcd_penultimate": second,
+            "density": density,
+            "coverage": coverage,
+        }
         if labels is not None:
             hits = logits.argmax(1).cpu() == labels
             measured["accuracy"] = hits.double().mean().item()
@@ -72,6 +94,11 @@ def standardised_nll(
     """
     scale = train.double().std(0).log().sum().item()
     return -log_prob(held_out).double().mean().item() - scale
+
+
+def told_apart(sampled: Tensor, held_out: Tensor, seed: int) -> float:
+    """Return how well a classifier tells sampled latents (n, k) from held-out ones (m, k): an AUC."""
+    return c2st(sampled[:COMPARED], held_out[:COMPARED], seed=seed)
 
 
 def plain(value: Any) -> Any:

@@ -10,7 +10,17 @@ from latentfit import LatentSampler
 from latentfit_bench.measure import plain, summary
 from latentfit_bench.systems import System
 
-STATISTICS = ("fcd", "fcd_penultimate", "fit_seconds", "sample_seconds", "nll", "parameters")
+STATISTICS = (
+    "fcd",
+    "fcd_penultimate",
+    "density",
+    "coverage",
+    "c2st",
+    "fit_seconds",
+    "sample_seconds",
+    "nll",
+    "parameters",
+)
 
 
 @dataclass
@@ -20,11 +30,13 @@ class Part:
     Attributes:
         record: What was measured.
         images: The first of its images, binary, (n, pixels); None if it failed.
+        latents: Some of the latents that it drew (m, k); None if it drew none.
         history: Its sampler's training curves.
     """
 
     record: "Record"
     images: Tensor | None = None
+    latents: Tensor | None = None
     history: dict[str, list[float]] | None = None
 
 

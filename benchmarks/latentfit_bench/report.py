@@ -6,6 +6,9 @@ from typing import Any
 
 from latentfit_bench.systems import FLOOR
 
+WIDTH = 80  # of a screen
+LABEL = 22  # letters of a row's name there
+
 
 def _digits(value: float) -> int:
     # A large value needs no cents, and the table must fit a screen.
@@ -74,6 +77,8 @@ PAPER: Column = ("paper", "Paper's FCD", lambda row: _number(row["paper_fcd"]))
 ACCURACY: Column = ("acc., %", "Accuracy, %", lambda row: _percent(row["accuracy"]))
 DRAW: Column = ("draw, s", "Draw, s", lambda row: _number(_mean(row, "sample_seconds")))
 PARAMETERS: Column = ("params", "Parameters", lambda row: _short(_mean(row, "parameters")))
+LEFT_OUT = (PARAMETERS[0], DRAW[0], "penult.", PAPER[0], "fit, s", "NLL")
+"""The columns that a narrow screen can do without, those that are missed least first."""
 
 
 def _columns(floor: float | None, *, conditional: bool) -> list[Column]:
@@ -129,12 +134,27 @@ def _aligned(cells: list[list[str]]) -> list[str]:
     return [lines[0], "-" * max(map(len, lines)), *lines[1:]]
 
 
+def _fitting(cells: list[list[str]]) -> list[str]:
+    """Align a table, without the columns that can be missed most easily if it is too wide."""
+    cells = [[_cut(cell) for cell in cells[0]], *cells[1:]]
+    for head in ("", *LEFT_OUT):
+        cells = [column for column in cells if column[0] != head]
+        lines = _aligned(cells)
+        if max(map(len, lines)) <= WIDTH:
+            break
+    return lines
+
+
+def _cut(label: str) -> str:
+    return label if len(label) <= LABEL else f"{label[: LABEL - 1]}…"
+
+
 def screen_table(results: Mapping[str, Any]) -> str:
-    """Return aligned tables, of about 80 columns for one seed and at most 100 for several."""
-    lines = _aligned(_cells(results["systems"], long=False))
+    """Return aligned tables of at most 80 columns; the report and `table.md` have what is left out."""
+    lines = _fitting(_cells(results["systems"], long=False))
     conditional = results.get("conditional")
     if conditional:
-        lines += ["", *_aligned(_cells(conditional, long=False, conditional=True))]
+        lines += ["", *_fitting(_cells(conditional, long=False, conditional=True))]
     return "\n".join(lines)
 
 

@@ -14,7 +14,13 @@ from tqdm import tqdm
 from latentfit_bench.classifier import LoadedClassifier
 from latentfit_bench.datasets import Binarize, ImageData, binarize
 from latentfit_bench.fits import Frozen, fit_and_draw, held_out_nll
-from latentfit_bench.measure import Ruler, balanced_labels, balanced_rows
+from latentfit_bench.measure import (
+    COMPARED,
+    Ruler,
+    balanced_labels,
+    balanced_rows,
+    told_apart,
+)
 from latentfit_bench.models import (
     AdversarialAutoencoder,
     Autoencoder,
@@ -33,6 +39,7 @@ MODELS: dict[str, type[Autoencoder]] = {
 }
 SHOWN = 64
 SHOWN_CONDITIONAL = 80  # eight of each digit
+SHOWN_LATENTS = 300  # in the report's maps
 
 
 @dataclass(frozen=True)
@@ -108,7 +115,9 @@ class Run:
                 binarize(self.data.train_images, self.how, generator).to(self.device),
                 binarize(self.data.test_images, self.how, generator).to(self.device),
             )
-            self._ruler = Ruler(self.classifier, self._images.train)
+            self._ruler = Ruler(self.classifier, self._images.train, self._images.test)
+        self.gallery.train = self._images.train.cpu()
+        self._first = seeds[0]
         for seed in seeds:
             self._run_seed(seed)
         # The paper measured MNIST; on other images its values would mislead.
@@ -153,7 +162,10 @@ class Run:
         if taken is not None:
             values, tensors = taken
             part = Part(
-                Record.restored(system, values["record"]), tensors.get("images"), values["history"]
+                Record.restored(system, values["record"]),
+                tensors.get("images"),
+                tensors.get("latents"),
+                values["history"],
             )
             self.log(f"{title}: done before")
         else:
@@ -166,14 +178,25 @@ class Run:
                     self._measure(part, frozen, seed, note)
             if not part.record.errors:  # what failed is tried again
                 values = {"record": part.record.state(), "history": part.history}
-                images = {} if part.images is None else {"images": part.images}
-                self.unfinished.keep(name, time.perf_counter() - began, values, images)
+                kept = {"images": part.images, "latents": part.latents}
+                tensors = {key: tensor for key, tensor in kept.items() if tensor is not None}
+                self.unfinished.keep(name, time.perf_counter() - began, values, tensors)
         record.merge(part.record)
+        self._show(part, seed, conditional=conditional)
+
+    def _show(self, part: Part, seed: int, *, conditional: bool) -> None:
+        """Put what there is to see of a row into the gallery."""
+        system, gallery = part.record.system, self.gallery
         if part.images is not None:
-            shelf = self.gallery.conditional if conditional else self.gallery.images
-            shelf.setdefault(system.name, part.images)
-        if part.history is not None and not conditional:
-            self.gallery.histories.setdefault(system.name, part.history)
+            shelf = gallery.conditional if conditional else gallery.images
+            shelf.setdefault(system.name, {})[seed] = part.images
+        if conditional:
+            return
+        if part.history is not None:
+            gallery.histories.setdefault(system.name, part.history)
+        # Latents of one seed's autoencoder say nothing about those of another's.
+        if part.latents is not None and system.model is not None and seed == self._first:
+            gallery.sampled.setdefault(system.model, {})[system.name] = part.latents
 
     def _measure(
         self, part: Part, frozen: Frozen | None, seed: int, note: Callable[[str], None]
@@ -195,7 +218,7 @@ class Run:
             rows = torch.randint(len(frozen.train), (count,), generator=generator)
             produced = in_batches(frozen.model.decode, frozen.train[rows.to(self.device)])
         else:
-            produced = self._from_prior(frozen.model, seed, measured)
+            produced = self._from_prior(part, frozen, seed, measured)
             measured["fit_seconds"] = frozen.seconds
         self._keep(part, produced, measured, note)
 
@@ -253,6 +276,12 @@ class Run:
                 measured["nll"] = held_out_nll(drawn, frozen)
             except Exception as error:
                 note(f"failed: {record.fail(seed, error)}")
+        if not conditional:
+            try:
+                z = drawn.sampler.sample(min(COMPARED, len(frozen.test)), seed=seed)
+                self._look_at(part, z, frozen, seed, measured)
+            except Exception as error:
+                note(f"failed: {record.fail(seed, error)}")
         part.history = drawn.sampler.history
         self._keep(part, drawn.images, measured, note, drawn.labels)
 
@@ -285,8 +314,8 @@ class Run:
         record = self._trained.setdefault(name, {"seconds": [], "test_reconstruction": []})
         record["seconds"].append(trained.seconds)
         record["test_reconstruction"].append(loss)
-        if name in ("AE", "VAE"):
-            self.gallery.latents.setdefault(name, test.cpu())
+        self.gallery.latents.setdefault(name, test.cpu())
+        self.gallery.losses.setdefault(name, trained.history)
         return Frozen(
             trained.model,
             trained.seconds,
@@ -340,13 +369,23 @@ class Run:
         self.unfinished.keep(title, trained.seconds, values, trained.model.state_dict())
         return trained
 
-    def _from_prior(self, model: Autoencoder, seed: int, measured: dict[str, float]) -> Tensor:
+    def _from_prior(
+        self, part: Part, frozen: Frozen, seed: int, measured: dict[str, float]
+    ) -> Tensor:
         start = time.perf_counter()
         generator = torch.Generator().manual_seed(seed)
         z = torch.randn(self.settings.samples, self.settings.k, generator=generator)
-        images = in_batches(model.decode, z.to(self.device))
+        images = in_batches(frozen.model.decode, z.to(self.device))
         measured["sample_seconds"] = time.perf_counter() - start
+        self._look_at(part, z, frozen, seed, measured)
         return images
+
+    def _look_at(
+        self, part: Part, z: Tensor, frozen: Frozen, seed: int, measured: dict[str, float]
+    ) -> None:
+        """Hold latents that were drawn (n, k) against those of the test images, and keep some for a map."""
+        measured["c2st"] = told_apart(z, frozen.test, seed)
+        part.latents = z[:SHOWN_LATENTS].float().cpu()
 
     @contextmanager
     def _phase(self, name: str) -> Iterator[Callable[[str], None]]:

@@ -37,18 +37,29 @@ class Settings:
 
 @dataclass
 class Gallery:
-    """What the figures show, each from the first seed that it worked with.
+    """What the figures and the report show.
 
     Attributes:
-        images: Up to 64 binary images (n, pixels) of each system.
-        conditional: Up to 80 of each conditional sampler, the digits 0 to 9 in turn.
-        histories: The training curves of each sampler.
-        latents: Test latents of "AE" and "VAE", (n, k).
+        images: Up to 64 binary images (n, pixels) of each system, by seed.
+        conditional: Up to 80 of each conditional sampler, the digits 0 to 9 in turn, by seed.
+        histories: The training curves of each sampler, of the first seed that it worked with.
+        losses: The losses of each autoencoder's training by epoch, of the first seed.
+        latents: Test latents (n, k) of each model, of the first seed.
         labels: The digits of these latents.
+        sampled: Latents (m, k) that each sampler drew with the first seed, by model.
+        train: Binary training images (N, pixels).
     """
 
-    images: dict[str, Tensor] = field(default_factory=dict)
-    conditional: dict[str, Tensor] = field(default_factory=dict)
+    images: dict[str, dict[int, Tensor]] = field(default_factory=dict)
+    conditional: dict[str, dict[int, Tensor]] = field(default_factory=dict)
     histories: dict[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)
+    losses: dict[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)
     latents: dict[str, Tensor] = field(default_factory=dict)
     labels: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    sampled: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    train: Tensor = field(default_factory=lambda: torch.empty(0, 0))
+
+
+def first(shown: Mapping[int, Tensor]) -> Tensor:
+    """Return what there is of the first seed that worked."""
+    return shown[min(shown)]

@@ -20,6 +20,7 @@ from latentfit.cli.bench import bench
 from latentfit.cli.diagnosing import diagnose
 from latentfit.cli.fitting import fit, info, sample, score
 from latentfit.cli.plugins import check, new_plugin, samplers
+from latentfit.cli.reports import evaluate, report
 from latentfit.cli.streams import end_stream, mend_streams, tell
 from latentfit.cli.text import one_line
 from latentfit.errors import LatentsWarning
@@ -93,6 +94,7 @@ Examples:
   latentfit diagnose z.npy
   latentfit fit --latents z.npy --method spline --out sampler.safetensors
   latentfit sample sampler.safetensors -n 64 --seed 0 --out new.npy
+  latentfit evaluate sampler.safetensors --encoder my_models:encoder --data test.npy
   latentfit score sampler.safetensors --latents z.npy | head""",
 )
 @click.version_option(__version__, prog_name="latentfit", message="%(prog)s %(version)s")
@@ -101,5 +103,17 @@ def cli() -> None:
     """Fit samplers to the latents of a frozen encoder; draw, score and save them."""
 
 
-for _command in (bench, check, diagnose, fit, info, new_plugin, sample, samplers, score):
+for _command in (
+    bench,
+    check,
+    diagnose,
+    evaluate,
+    fit,
+    info,
+    new_plugin,
+    report,
+    sample,
+    samplers,
+    score,
+):
     cli.add_command(_command)

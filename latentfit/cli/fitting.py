@@ -170,28 +170,52 @@ def fit(
     epilog="""\b
 Examples:
   latentfit sample sampler.safetensors -n 64 --seed 0 --out new.npy
-  latentfit sample conditional.safetensors -n 64 --condition 3 --out threes.npy"""
+  latentfit sample conditional.safetensors -n 64 --condition 3 --out threes.npy
+  latentfit sample sampler.safetensors -n 64 --decoder my_models:decoder --grid out.png"""
 )
 @click.argument("file")
 @click.option("-n", "--number", type=int, required=True, help="How many latents to draw.")
-@click.option("--out", required=True, metavar="FILE", help=".npy, .npz, .safetensors or .pt.")
+@click.option("--out", metavar="FILE", help="Write the latents: .npy, .npz, .safetensors or .pt.")
+@click.option(
+    "--grid", metavar="FILE", help="Write a .png of the images that --decoder makes of them."
+)
+@click.option("--decoder", metavar="MODULE:ATTRIBUTE", help="A decoder to import, for --grid.")
 @click.option("--seed", type=int, help="The same seed draws the same latents.  [default: random]")
 @click.option("--device", help="Where to draw: cpu, cuda, ...  [default: cpu]")
 @_CONDITION
 def sample(
-    file: str, number: int, out: str, seed: int | None, device: str | None, condition: str | None
+    file: str,
+    number: int,
+    out: str | None,
+    grid: str | None,
+    decoder: str | None,
+    seed: int | None,
+    device: str | None,
+    condition: str | None,
 ) -> None:
-    """Draw latents from a saved sampler.
+    """Draw latents from a saved sampler, and images of them, if there is a decoder.
 
-    They have the encoder's own shape and units.
+    Latents have the encoder's own shape and units.
     """
+    if (out is None and grid is None) or (grid is None) != (decoder is None):
+        raise click.UsageError("Expected --out FILE, or --grid FILE and --decoder, or all of them.")
     from latentfit import load_sampler
-    from latentfit.arrays import check_target, write_array
+    from latentfit.arrays import check_folder, check_target, write_array
+    from latentfit.cli.images import check_picture, write_grid
 
-    check_target(out, file, condition)
+    if out is not None:
+        check_target(out, file, condition)
+    if grid is not None:
+        check_picture(grid)
+        check_folder(grid, file, condition, out)
     given = None if condition is None else read_condition(condition)
-    sampler = load_sampler(file, device=device)
-    write_array(out, sampler.sample(number, seed=seed, condition=given))
+    decoding = None if decoder is None else import_object(decoder, "--decoder")
+    sampler = load_sampler(file, device=device, decoder=decoding)
+    latents = sampler.sample(number, seed=seed, condition=given)
+    if grid is not None:
+        write_grid(grid, sampler.decode(latents))
+    if out is not None:
+        write_array(out, latents)
 
 
 @click.command(

@@ -66,7 +66,7 @@ def with_methods(n, scale=1.0):
 @pytest.mark.parametrize("n", [1, 3])
 def test_the_screens_table_fits_and_has_all_rows(n, scale):
     lines = report.screen_table(with_methods(n, scale)).splitlines()
-    assert max(map(len, lines)) <= (85 if n == 1 else 100)
+    assert max(map(len, lines)) <= 80
     first, second = lines[: lines.index("")], lines[lines.index("") + 1 :]
     assert [line.split()[0] for line in first[2:]] == [*SYSTEMS, "auto"]
     assert [line.split()[0] for line in second[2:]] == ["Resample", "auto"]

@@ -1,0 +1,51 @@
+"""Images that the command line writes."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from latentfit.errors import DataError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["check_picture", "write_grid"]
+
+_SUFFIX = ".png"
+
+
+def check_picture(path: str) -> None:
+    """Refuse the name of a picture that is no .png.
+
+    Raises:
+        DataError: It is none.
+    """
+    if os.path.splitext(path)[1].lower() != _SUFFIX:
+        raise DataError(f"Expected the name of a {_SUFFIX} file to write; got {path!r}.")
+
+
+def write_grid(path: str, images: Tensor) -> None:
+    """Write images as a grid that is about square.
+
+    Args:
+        path: A .png file.
+        images: What a decoder returned (n, ...).
+
+    Raises:
+        DataError: They are no images, as far as can be told.
+        OSError: The file can't be written.
+    """
+    from latentfit.persistence import atomic_path
+    from latentfit.reporting import as_images, draw_grid
+
+    shown = as_images(images)
+    if shown is None:
+        raise DataError(
+            "Expected images (n, height, width), (n, channels, height, width) with one or three channels, or "
+            f"(n, pixels) of square ones, of the decoder; got {tuple(images.shape)}."
+        )
+    content = draw_grid(shown, columns=max(1, round(len(shown) ** 0.5)))
+    with atomic_path(path) as temporary:
+        Path(temporary).write_bytes(content)
