@@ -12,7 +12,8 @@ PLUGINS = {path.stem for path in (ROOT / "plugins").glob("*.py")}
 KERNELS = {"latentfit_rational_quadratic"}  # a plugin's own second module
 LIBRARIES = {"matplotlib", "nflows", "normflows", "pooch"}
 PUBLIC = {
-    f"latentfit{name}" for name in ("", ".errors", ".metrics", ".plugin", ".testing", ".transforms")
+    f"latentfit{name}"
+    for name in ("", ".errors", ".metrics", ".plugin", ".reporting", ".testing", ".transforms")
 }
 
 
@@ -99,7 +100,12 @@ def test_wall_would_be_seen_to_fall(breaches, source):
 
 @pytest.mark.parametrize(
     "library, expected",
-    [("click", {"cli", "registry.py"}), ("sklearn", {"metrics"}), ("pytest", {"testing"})],
+    [
+        ("click", {"cli", "registry.py"}),
+        ("sklearn", {"metrics", "reporting"}),
+        ("jinja2", {"reporting"}),
+        ("pytest", {"testing"}),
+    ],
 )
 def test_who_uses_a_library(library, expected):
     users = {

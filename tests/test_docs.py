@@ -16,6 +16,7 @@ import latentfit
 import latentfit.errors
 import latentfit.metrics
 import latentfit.plugin
+import latentfit.reporting
 import latentfit.testing
 import latentfit.transforms
 from latentfit.cli import cli, main
@@ -212,6 +213,7 @@ def test_every_public_name_is_on_the_api_page():
         latentfit.errors,
         latentfit.metrics,
         latentfit.plugin,
+        latentfit.reporting,
         latentfit.testing,
         latentfit.transforms,
     )
@@ -243,6 +245,14 @@ def test_signatures_on_the_api_page_are_the_code_s():
         latentfit.metrics.density_coverage,
         latentfit.metrics.precision_recall,
         latentfit.metrics.data_copying,
+        latentfit.reporting.draw_grid,
+        latentfit.reporting.evaluate,
+        latentfit.reporting.find_neighbours,
+        latentfit.reporting.map_latents,
+        latentfit.reporting.read_report,
+        latentfit.reporting.render,
+        latentfit.reporting.report_of,
+        latentfit.reporting.write_report,
         latentfit.testing.check_sampler,
         latentfit.testing.run_checks,
         latentfit.testing.parametrize_with_checks,

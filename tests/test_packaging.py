@@ -16,6 +16,7 @@ import latentfit
 import latentfit.errors
 import latentfit.metrics
 import latentfit.plugin
+import latentfit.reporting
 import latentfit.testing
 
 ROOT = Path(__file__).parents[1]
@@ -55,6 +56,8 @@ def test_wheel_holds_exactly_what_is_installed(wheel):
     assert found == expected
     assert {"latentfit/py.typed", "latentfit/cli/__init__.py", "latentfit_normflows.py"} <= found
     assert {"latentfit_nflows.py", "latentfit_gan.py", "latentfit_bench/mnist.py"} <= found
+    templates = {"report.css", "report.html.jinja", "report.js", "run.html.jinja"}
+    assert {f"latentfit/reporting/templates/{name}" for name in templates} <= found
 
 
 def test_wheel_holds_the_classifiers(wheel):
@@ -132,6 +135,26 @@ def test_public_names():
         "precision_recall",
         "sliced_wasserstein",
     ]
+    assert sorted(latentfit.reporting.__all__) == [
+        "Cloud",
+        "Curves",
+        "Exhibits",
+        "LatentMap",
+        "Neighbours",
+        "Picture",
+        "Report",
+        "Row",
+        "draw_grid",
+        "evaluate",
+        "exhibits_to",
+        "find_neighbours",
+        "headline",
+        "map_latents",
+        "read_report",
+        "render",
+        "report_of",
+        "write_report",
+    ]
     assert sorted(latentfit.plugin.__all__) == [
         "ConvField",
         "DataError",
@@ -184,7 +207,8 @@ def test_public_names():
 
 
 @pytest.mark.parametrize(
-    "module", [latentfit, latentfit.errors, latentfit.metrics, latentfit.plugin]
+    "module",
+    [latentfit, latentfit.errors, latentfit.metrics, latentfit.plugin, latentfit.reporting],
 )
 def test_public_names_exist_and_have_docstrings(module):
     assert module.__doc__
@@ -228,12 +252,14 @@ def test_signature_of_fit():
 def test_import_loads_no_plugin_and_none_of_their_libraries(run_python):
     code = (
         "import json, sys, latentfit, latentfit.errors, latentfit.metrics, latentfit.plugin\n"
+        "import latentfit.reporting\n"
         "print(json.dumps(sorted({name.split('.')[0] for name in sys.modules})))"
     )
     loaded = set(json.loads(run_python("-W", "error", "-c", code).stdout))
     assert "latentfit" in loaded
     assert not loaded & {
         "click",
+        "jinja2",
         "latentfit_bench",
         "latentfit_gan",
         "latentfit_nflows",

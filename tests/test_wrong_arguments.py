@@ -26,6 +26,7 @@ from latentfit.errors import LatentfitError
 from latentfit.options import describe_options, resolve_options
 from latentfit.plugin import Run
 from latentfit.registry import list_samplers, load_sampler_class
+from latentfit.reporting import Exhibits, Report, Row
 
 UNKNOWN = re.compile("^Unknown .*(installed: |there are )|has no option .* its options: ")
 DESCRIBED = ("__name__", "shape", "dtype", "layout")
@@ -174,6 +175,26 @@ ROWS = Parameter(more=(X.tolist(), X.numpy(), X.long(), X[0]))
 RUN = Parameter(more=(Run,))
 SHARE = Parameter("0", "True", more=(1.5, -0.5))
 END = Parameter("-1", "0", "1.5", "inf", "10**30")
+DATASET = Parameter(
+    *NUMBERS[:1],
+    *NUMBERS[2:],
+    more=([X, X[:, :1]], [None], [X[0]], (1, 2), [[]], np.zeros(3, "M8[s]"), X[:20]),
+    called=("latents", "batches"),
+)
+EVALUATED = {
+    "encoder": MODEL,
+    "dataset": DATASET,
+    "decoder": MODEL,
+    "output": Parameter(
+        "None", "lambda", "module without forward", more=(1.0,), called=("features",)
+    ),
+    "features": Parameter("None", more=(nn.Linear, nn.ModuleList(), bytearray(b"x"))),
+    "labels": Parameter("None", more=(LABELS[:-1], ["cat"] * 40)),
+    "n": Parameter("10**30", "10**5000", more=(2.0, 15, np.True_)),
+    "seed": SEED,
+}
+IMAGES = Parameter("large array", more=(np.zeros((2, 3)), torch.zeros(2, 3, 3, 2)))
+REPORT = Report("t", "n", (Row("a", {"fcd": [1.0]}),))
 
 TRAINING = {
     "rows": ROWS,
@@ -331,6 +352,13 @@ TABLE: dict[str, Row] = {
             "**card": CARD,
         },
     ),
+    "LatentSampler.report": (
+        lambda w: (
+            w.sampler.report,
+            {"path": "page.html", "encoder": None, "dataset": X, "n": 16},
+        ),
+        {"path": Parameter("text", more=("/proc/x", "absent/x", "."), reads=True), **EVALUATED},
+    ),
     "Diagnosis.__getitem__": (lambda w: (w.diagnosis.__getitem__, {}), {"name": Parameter()}),
     "Diagnosis.save_figure": (
         lambda w: (w.diagnosis.save_figure, {}),
@@ -400,6 +428,65 @@ TABLE: dict[str, Row] = {
     "metrics.density_coverage": (
         lambda w: (latentfit.metrics.density_coverage, {"real": X, "fake": X}),
         {"real": FEATURES, "fake": FEATURES, "k": Parameter(more=(40, 2.0))},
+    ),
+    "reporting.evaluate": (
+        lambda w: (
+            latentfit.reporting.evaluate,
+            {"samplers": {"a": w.sampler}, "encoder": None, "dataset": X, "n": 16},
+        ),
+        {"samplers": Parameter(more=({"a": 3}, {3: 3})), **EVALUATED},
+    ),
+    "reporting.draw_grid": (
+        lambda w: (latentfit.reporting.draw_grid, {"images": np.zeros((2, 3, 3))}),
+        {"images": IMAGES, "columns": SIZE},
+    ),
+    "reporting.find_neighbours": (
+        lambda w: (
+            latentfit.reporting.find_neighbours,
+            {"row": "a", "images": np.zeros((2, 3, 3)), "train": np.zeros((2, 3, 3))},
+        ),
+        {"row": Parameter(*WORDS), "images": IMAGES, "train": IMAGES, "shown": SIZE},
+    ),
+    "reporting.map_latents": (
+        lambda w: (latentfit.reporting.map_latents, {"name": "a", "real": X, "sampled": {"b": X}}),
+        {
+            "name": Parameter(*WORDS),
+            "real": Parameter(*NUMBERS, "complex tensor", more=(X[:7], *NO_LATENTS[:1])),
+            "sampled": Parameter("{}", more=({"b": X[:, :1]}, {"b": 3})),
+            "labels": Parameter("None", more=(LABELS[:-1], X)),
+            "seed": SEED,
+        },
+    ),
+    "reporting.read_report": (
+        lambda w: (latentfit.reporting.read_report, {}),
+        {"path": Parameter(reads=True)},
+    ),
+    "reporting.report_of": (
+        lambda w: (latentfit.reporting.report_of, {"results": {"schema": 1}}),
+        {
+            "results": Parameter(more=({"schema": 2}, {"schema": 1})),
+            "exhibits": Parameter("None", more=(Exhibits,)),
+            "name": Parameter(*WORDS, "empty text"),
+        },
+    ),
+    "reporting.render": (
+        lambda w: (latentfit.reporting.render, {}),
+        {"reports": Parameter(more=([REPORT, 3], Report))},
+    ),
+    "reporting.write_report": (
+        lambda w: (latentfit.reporting.write_report, {"path": "page.html", "reports": REPORT}),
+        {
+            "path": Parameter("text", more=("/proc/x", "absent/x", "."), reads=True),
+            "reports": Parameter(more=([REPORT, 3], Report)),
+        },
+    ),
+    "reporting.headline": (
+        lambda w: (latentfit.reporting.headline, {}),
+        {"report": Parameter(more=(Report,))},
+    ),
+    "reporting.exhibits_to": (
+        lambda w: (latentfit.reporting.exhibits_to, {}),
+        {"exhibits": Parameter(more=(Exhibits,))},
     ),
     "testing.run_checks": (
         lambda w: (latentfit.testing.run_checks, {"sampler": "gaussian"}),
@@ -499,6 +586,13 @@ TABLE: dict[str, Row] = {
 }
 
 MADE_BY_LATENTFIT = {"LatentSampler", "Diagnosis", "PluginInfo", "plugin.Run", "plugin.Rows"}
+# What a report is made of: records, which are checked where they are used.
+RECORDS = {
+    f"reporting.{name}"
+    for name in (
+        *("Cloud", "Curves", "Exhibits", "LatentMap", "Neighbours", "Picture", "Report", "Row"),
+    )
+}
 # Networks, whose sizes are a plugin's options, and bases, whose arguments are those of the plugin's class.
 OF_CHECKED_OPTIONS = {
     "plugin.ConvField",
@@ -513,13 +607,13 @@ OF_CHECKED_OPTIONS = {
 
 def public() -> Iterator[tuple[str, Any]]:
     """All that can be called, by name: functions, constructors, and the methods of what users hold."""
-    for module in ("", "metrics", "testing", "plugin"):
+    for module in ("", "metrics", "reporting", "testing", "plugin"):
         found = importlib.import_module(f"latentfit.{module}".rstrip("."))
         for name in found.__all__:
             value, told = getattr(found, name), f"{module}.{name}".lstrip(".")
             if not callable(value) or (inspect.isclass(value) and issubclass(value, Exception)):
                 continue
-            if told not in MADE_BY_LATENTFIT | OF_CHECKED_OPTIONS:
+            if told not in MADE_BY_LATENTFIT | OF_CHECKED_OPTIONS | RECORDS:
                 yield told, value
             if not module and inspect.isclass(value):
                 for member, method in vars(value).items():

@@ -26,13 +26,15 @@ class Ruler:
     Args:
         classifier: The classifier.
         train: Binary training images (N, pixels), which distances are to.
-        test: Binary test images (M, pixels), which density and coverage are of.
+        test: Binary test images (M, pixels), which density and coverage are of; None measures neither.
     """
 
-    def __init__(self, classifier: LoadedClassifier, train: Tensor, test: Tensor) -> None:
+    def __init__(
+        self, classifier: LoadedClassifier, train: Tensor, test: Tensor | None = None
+    ) -> None:
         self._model = classifier.model
         penultimate, logits = self._model.features(train)
-        self._test = self._model.features(test[:COMPARED])[0]
+        self._test = None if test is None else self._model.features(test[:COMPARED])[0]
         self._moments = [gaussian_moments(features) for features in (logits, penultimate)]
 
     def measure(self, images: Tensor, labels: Tensor | None = None) -> dict[str, float]:
@@ -46,13 +48,10 @@ class Ruler:
             frechet_distance_from_moments(*gaussian_moments(features), *reference)
             for reference, features in pairs
         )
-        density, coverage = density_coverage(self._test, penultimate[:COMPARED])
-        measured = {
-            "fcd": first,
-            "fcd_penultimate": second,
-            "density": density,
-            "coverage": coverage,
-        }
+        measured = {"fcd": first, "fcd_penultimate": second}
+        if self._test is not None:
+            density, coverage = density_coverage(self._test, penultimate[:COMPARED])
+            measured |= {"density": density, "coverage": coverage}
         if labels is not None:
             hits = logits.argmax(1).cpu() == labels
             measured["accuracy"] = hits.double().mean().item()

@@ -38,7 +38,8 @@ def write_grid(path: str, images: Tensor) -> None:
         OSError: The file can't be written.
     """
     from latentfit.persistence import atomic_path
-    from latentfit.reporting import as_images, draw_grid
+    from latentfit.reporting import draw_grid
+    from latentfit.reporting._images import as_images
 
     shown = as_images(images)
     if shown is None:

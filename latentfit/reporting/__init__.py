@@ -2,7 +2,6 @@
 
 from latentfit.reporting._evaluate import evaluate
 from latentfit.reporting._gallery import exhibits_to
-from latentfit.reporting._images import as_images
 from latentfit.reporting._maps import map_latents
 from latentfit.reporting._model import (
     Cloud,
@@ -28,7 +27,6 @@ __all__ = [
     "Picture",
     "Report",
     "Row",
-    "as_images",
     "draw_grid",
     "evaluate",
     "exhibits_to",

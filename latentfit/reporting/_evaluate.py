@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from latentfit._version import __version__
-from latentfit.arguments import check_whole, told
+from latentfit.arguments import check_whole, reason, told
 from latentfit.encoding import check_finite
 from latentfit.errors import DataError, OptionError
 from latentfit.metrics import c2st, density_coverage, energy_distance, frechet_distance
 from latentfit.models import Model, decoder_of, encoder_of
+from latentfit.outputs import check_choice
 from latentfit.randomness import check_seed, isolated_rng
 from latentfit.reporting._images import Shades, as_images
 from latentfit.reporting._maps import map_latents
@@ -95,9 +96,14 @@ def evaluate(
         )
     n, seed = check_whole("n", n, _LEAST), check_seed(seed)
     some = next(iter(samplers.values()))
+    if check_choice(output) is not None and encoder is None:
+        raise OptionError(
+            f"Expected output=None where the dataset holds latents, as no encoder returns anything; got "
+            f"{told(output)}."
+        )
     model = None if encoder is None else encoder_of(encoder, output=_output(output, some))
     decoding = None if decoder is None else decoder_of(decoder)
-    extractor = None if features is None else _extractor(features)
+    extractor = None if features is None else _extractor(features, encoder)
     data = random_subset(dataset, 2 * n, model, labels=labels, seed=seed)
     if len(data.latents) < 2 * _LEAST:
         raise DataError(
@@ -120,10 +126,19 @@ def _output(output: Any, sampler: LatentSampler) -> Any:
     return kept if isinstance(kept, str | int) and kept != "a callable" else None
 
 
-def _extractor(features: Any) -> Model:
-    if isinstance(features, type) or not callable(features):
-        raise OptionError(f"Expected features as a callable or None; got {told(features)}.")
-    return encoder_of(features)
+def _extractor(features: Any, encoder: Any) -> Model:
+    if encoder is None:
+        raise OptionError(
+            f"Expected features=None where the dataset holds latents, as there are no images to compare "
+            f"with; got {told(features)}."
+        )
+    try:
+        return encoder_of(features)
+    except OptionError as error:
+        raise OptionError(
+            f"Expected features as a callable, or an object with .encode or .transform, or None; got "
+            f"{told(features)} ({reason(error)})."
+        ) from error
 
 
 @dataclass

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from latentfit.arguments import check_kind
 from latentfit.errors import FileFormatError
 from latentfit.reporting._model import Cloud, Curves, Exhibits, LatentMap, Neighbours, Picture
 
@@ -21,7 +22,12 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def exhibits_to(exhibits: Exhibits) -> dict[str, Any]:
-    """Give exhibits as JSON values: images as base64, points with four digits."""
+    """Give exhibits as JSON values: images as base64, points with four digits.
+
+    Raises:
+        OptionError: They are something else.
+    """
+    check_kind("exhibits", exhibits, Exhibits, "Exhibits")
     return {
         "schema": _SCHEMA,
         "pictures": [

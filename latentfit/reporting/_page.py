@@ -105,10 +105,21 @@ def _environment() -> Any:
     environment.filters |= {
         "share": lambda at: f"{100 * at:.2f}%",
         "place": lambda at: f"{at:.4f}",
-        "png": lambda png: f"data:image/png;base64,{base64.b64encode(png).decode()}",
+        "png": _address,
+        "width": _width,
         "number": number,
     }
     return environment
+
+
+def _address(png: bytes) -> str:
+    """Give a PNG file as the address of an image that is in it."""
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+
+
+def _width(png: bytes) -> int:
+    """Tell how many pixels a PNG file is wide."""
+    return int.from_bytes(png[16:20], "big")
 
 
 def _run(report: Report, name: str, prefix: str, level: int) -> dict[str, Any]:
@@ -125,6 +136,7 @@ def _run(report: Report, name: str, prefix: str, level: int) -> dict[str, Any]:
         "measure": MEASURES[report.primary],
         "verdict": conclude(report),
         "warnings": warnings,
+        "notes": [note for note in report.notes if note not in warnings],
         "bars": bars(report),
         "seeds": sorted({p.seed for p in exhibits.pictures if not p.by_class}),
         "albums": albums,

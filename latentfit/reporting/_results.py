@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from latentfit.arguments import check_path, told
+from latentfit.arguments import check_kind, check_path, reason, told
 from latentfit.errors import DataError, FileFormatError
 from latentfit.reporting._gallery import GALLERY, exhibits_from
 from latentfit.reporting._measures import seconds
@@ -42,6 +42,10 @@ def read_report(path: str | os.PathLike[str]) -> Report:
             f"{told(str(path))}, and there is no file {file}."
         )
     results = _json(file)
+    if not isinstance(results, Mapping):
+        raise FileFormatError(
+            f"Expected the results of a benchmark in {file}; got {told(results)}."
+        )
     gallery = file.with_name(GALLERY)
     exhibits = exhibits_from(_json(gallery), str(gallery)) if gallery.is_file() else Exhibits()
     name = file.absolute().parent.name if file.name == RESULTS else file.stem
@@ -71,15 +75,20 @@ def report_of(
         name: What tells the run from others.
 
     Raises:
+        OptionError: Arguments of another kind.
         FileFormatError: They are no results of a benchmark.
     """
+    check_kind("results", results, Mapping, "a dict, as it stands in results.json")
+    check_kind("exhibits", exhibits, (Exhibits, type(None)), "Exhibits or None")
+    check_kind("name", name, str, "a text")
     try:
         if results["schema"] != _SCHEMA:
             raise ValueError(f"schema {results['schema']!r}")
         return _report(results, exhibits or Exhibits(), name)
     except (KeyError, TypeError, ValueError, AttributeError, LookupError) as error:
         raise FileFormatError(
-            f"Expected the results of a benchmark, schema {_SCHEMA}; {type(error).__name__}: {error}."
+            f"Expected the results of a benchmark, schema {_SCHEMA}, as results; got {told(dict(results))} "
+            f"({type(error).__name__}: {reason(error)})."
         ) from error
 
 

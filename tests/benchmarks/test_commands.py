@@ -1,6 +1,7 @@
 import importlib
 import json
 import random
+import re
 import subprocess
 import sys
 
@@ -11,14 +12,26 @@ import torch
 from click.testing import CliRunner
 
 from latentfit.errors import DatasetUnavailableError
+from latentfit.reporting import read_report, render
 from latentfit_bench import digits, mnist
 from latentfit_bench.classifier import SHA256, load_classifier
 from latentfit_bench.datasets import binarize, load_digits
 from latentfit_bench.measure import standardised_nll
 from latentfit_bench.systems import SYSTEMS
 
-STATISTICS = ("fcd", "fcd_penultimate", "fit_seconds", "sample_seconds", "nll", "parameters")
+STATISTICS = (
+    "fcd",
+    "fcd_penultimate",
+    "density",
+    "coverage",
+    "c2st",
+    "fit_seconds",
+    "sample_seconds",
+    "nll",
+    "parameters",
+)
 FIGURES = {"samples.png", "fcd.png", "training-gan.png", "training-flow.png", "tsne.png"}
+PAGE = {"report.html", "gallery.json"}
 
 
 def bench(command, *arguments):
@@ -70,6 +83,7 @@ def test_the_results_have_the_schema(quick):
         assert bool(row["options"]) == is_sampler
         assert bool(row["nll"]["values"]) == (is_sampler and name != "AdvAE")
         assert bool(row["parameters"]["values"]) == is_sampler
+        assert bool(row["c2st"]["values"]) == (is_sampler or name in ("AAE", "VAE"))
         for key in ("fit_seconds", "sample_seconds"):
             assert bool(row[key]["values"]) == (is_sampler or name in ("AAE", "VAE"))
         assert row["errors"] == []
@@ -115,17 +129,36 @@ def test_the_folder_holds_all_files_and_keeps_others(quick):
     out = quick[1]
     assert (out / "keep.txt").read_text() == "mine"
     names = {path.name for path in out.iterdir()}
-    assert names == {"keep.txt", "results.json", "table.md", *FIGURES}
+    assert names == {"keep.txt", "results.json", "table.md", *FIGURES, *PAGE}
     for name in FIGURES:
         assert (out / name).read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
     assert "quick" in (out / "table.md").read_text()
+
+
+def test_the_report_shows_all_rows_of_all_seeds(quick):
+    out, results = quick[1], quick[2]
+    report = read_report(out)
+    assert [row.name for row in report.rows] == list(SYSTEMS)
+    shown = report.exhibits
+    assert [(p.row, p.seed) for p in shown.pictures] == [(n, s) for n in SYSTEMS for s in (0, 1)]
+    assert [near.row for near in shown.neighbours] == list(SYSTEMS)
+    drawn = {m.name.split()[-1]: [cloud.name for cloud in m.sampled] for m in shown.maps}
+    on_latents = [name for name, system in SYSTEMS.items() if system.kind == "sampler"]
+    assert drawn == {"AE": on_latents, "AAE": ["AAE"], "VAE": ["VAE"]}
+    assert {curves.unit for curves in shown.curves} == {"step", "epoch"}
+    page = (out / "report.html").read_text("utf-8")
+    digits = re.compile(r"\d+")  # the gallery has points and losses to some digits only
+    assert digits.sub("", page) == digits.sub("", render(report))
+    best = min([*on_latents, "AAE", "VAE"], key=lambda n: results["systems"][n]["fcd"]["mean"])
+    assert f"{best} is best, at " in page
+    assert report.rows[0].mean("coverage") == 1  # the test images themselves
 
 
 def test_the_table_is_on_stdout_and_the_progress_on_stderr(quick):
     result, out = quick[:2]
     lines = result.stdout.splitlines()
     assert len(lines) == 2 + len(SYSTEMS)
-    assert max(map(len, lines)) <= 100
+    assert max(map(len, lines)) <= 80
     assert "training the VAE" in result.stderr
     assert str(out) in result.stderr
 

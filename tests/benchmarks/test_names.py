@@ -66,7 +66,7 @@ def test_names_errors_and_links_are_what_they_are_and_stdout_is_json(outsiders, 
     out.mkdir(parents=True)
     outside = above / "outside"
     outside.write_text('{"conditional": ["../../outside", "../outside"]}')
-    for name in ("results.json", "table.md", "samples.png", "fcd.png"):
+    for name in ("results.json", "table.md", "samples.png", "report.html", "gallery.json"):
         (out / name).symlink_to(outside)
     (out / "training-flow.png").symlink_to(above / "nowhere")
     result = CliRunner().invoke(
@@ -89,6 +89,11 @@ def test_names_errors_and_links_are_what_they_are_and_stdout_is_json(outsiders, 
     assert not any(path.is_symlink() for path in out.iterdir())
     assert json.loads((out / "results.json").read_text()) == told
     assert {conditional_name(TALKING), conditional_name(LONG)} <= {p.name for p in out.iterdir()}
+
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "<script>$^$" not in page
+    assert "<img src=x" not in page
+    assert page.count("<script>") == 1
 
     rows, kinds = render((out / "table.md").read_text(encoding="utf-8"))
     names = [cells[0] for cells in rows]

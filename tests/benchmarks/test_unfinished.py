@@ -31,7 +31,11 @@ def bench(out: Path, *more: str) -> Result:
 
 def without_times(results: dict[str, Any]) -> dict[str, Any]:
     """What does not depend on the clock."""
-    kept = {name: value for name, value in results.items() if name not in ("created", "seconds")}
+    kept = {
+        name: value
+        for name, value in results.items()
+        if name not in ("created", "seconds", "gallery")
+    }
     for part in ("systems", "conditional"):
         kept[part] = {
             name: {k: v for k, v in row.items() if not k.endswith("seconds")}
@@ -52,7 +56,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     done = bench(out)
     assert done.exit_code == 0, done.output
     assert not (out / "unfinished").exists()
-    return read(out)
+    return {**read(out), "gallery": json.loads((out / "gallery.json").read_text())}
 
 
 @pytest.mark.parametrize("parts", [1, 5, 14])
@@ -81,6 +85,9 @@ def test_it_goes_on_and_comes_to_the_same_results(
     assert read(tmp_path)["seconds"] > 0
     assert not (tmp_path / "unfinished").exists()
     assert (tmp_path / "samples.png").exists()
+    kept = json.loads((tmp_path / "gallery.json").read_text())
+    assert kept["maps"] == whole["gallery"]["maps"]
+    assert kept["pictures"] == whole["gallery"]["pictures"]
     assert torch.equal(torch.get_rng_state(), random_state)
 
 

@@ -9,8 +9,9 @@ from PIL import Image
 from sklearn.neighbors import NearestNeighbors
 
 from latentfit.errors import DataError
-from latentfit.reporting import Curves, as_images, draw_grid, find_neighbours, map_latents
+from latentfit.reporting import Curves, draw_grid, find_neighbours, map_latents
 from latentfit.reporting._charts import Scale, line_plot
+from latentfit.reporting._images import as_images
 
 GENERATOR = np.random.default_rng(0)
 
