@@ -247,7 +247,7 @@ def measure_processes(repeats: int, folder: Path) -> dict[str, Any]:
 
 def table(results: dict[str, Any]) -> str:
     """Say it in Markdown."""
-    lines: list[str] = []
+    lines = ["# Large datasets", ""]
     if "memory" in results:
         found = results["memory"]
         lines += [

@@ -1,42 +1,54 @@
-"""Write the tables of README.md, docs/reliability.md and docs/studies/peers.md from the published results.
+"""Write the tables of README.md and of pages in docs/ from the published results.
 
     python benchmarks/write_tables.py
 
-Each stands between two marks: the lines <!-- results --> and <!-- end of results -->.
+Each stands between two marks with its name: the lines <!-- results --> and <!-- end of results -->, say.
 """
 
 import json
+import re
 import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import method_tables
 from latentfit_bench.report import markdown_table
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-START, END = "<!-- results -->\n", "<!-- end of results -->\n"
 # The spline steps are held against one step of nflows' six layers, the others against the same model's.
 DEFAULT_SPLINE, SIX_LAYERS = "spline of 4 layers, nflows", "spline of 6 layers, nflows"
 
 
-def between_marks(document: str, table: str) -> str:
-    """Return the document with the table between its two marks.
+def between_marks(document: str, table: str, name: str = "results") -> str:
+    """Return the document with the table between the two marks of this name.
 
     Raises:
         ValueError: The marks aren't there.
     """
-    head, _, rest = document.partition(START)
-    _, _, tail = rest.partition(END)
-    if not tail:
-        raise ValueError(f"Expected the document to hold {START!r} and, later, {END!r}.")
-    return f"{head}{START}\n{table}\n{END}{tail}"
+    start, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->\n"
+    head, _, rest = document.partition(start)
+    _, closed, tail = rest.partition(end)
+    if not closed:
+        raise ValueError(f"Expected the document to hold {start!r} and, later, {end!r}.")
+    return f"{head}{start}\n{table}\n{end}{tail}"
 
 
 def benchmark() -> str:
     """The README's: what `latentfit bench mnist` found."""
-    document = markdown_table(_results("mnist"), brief=True)
-    return document.partition("\n\n")[2]  # without its title
+    results = _results("mnist")
+    floor = results["systems"]["Resample"]["fcd"]["mean"]
+    over = {name: row["fcd"]["mean"] / floor for name, row in results["systems"].items()}
+    summary = (
+        f"The default flow (FlowAE-default) comes to {over['FlowAE-default']:.2f} times the distance of a "
+        f"perfect sampler, the paper's to {over['FlowAE']:.1f}, its AdvAE to {over['AdvAE']:.1f}, and a VAE "
+        f"that is sampled from its prior to {over['VAE']:.0f}."
+    )
+    table = markdown_table(results, brief=True).partition("\n\n")[2]  # without its title
+    return f"{summary}\n\n" + re.sub(
+        r"(\d) ± (\d)", "\\1\u00a0±\u00a0\\2", table
+    )  # no line breaks there
 
 
 def bars() -> str:
@@ -138,13 +150,17 @@ def _line(what: str, bar: float, value: float | None, sign: int = 1) -> str:
     return f"| {what} | {limit} | {value:.3g} | {'met' if met else 'missed'} |\n"
 
 
-TABLES: dict[Path, Callable[[], str]] = {
-    ROOT / "README.md": benchmark,
-    ROOT / "docs" / "reliability.md": reliability,
-    ROOT / "docs" / "studies" / "peers.md": bars,
+# By document and by the name of the marks.
+TABLES: dict[tuple[Path, str], Callable[[], str]] = {
+    (ROOT / "README.md", "results"): benchmark,
+    (ROOT / "README.md", "peers"): method_tables.peers,
+    (ROOT / "docs" / "choose-a-method.md", "decisions"): method_tables.decisions,
+    (ROOT / "docs" / "choose-a-method.md", "measured"): method_tables.measured,
+    (ROOT / "docs" / "reliability.md", "results"): reliability,
+    (ROOT / "docs" / "studies" / "peers.md", "results"): bars,
 }
 
 
 if __name__ == "__main__":
-    for path, table in TABLES.items():
-        path.write_text(between_marks(path.read_text(), table()))
+    for (path, name), table in TABLES.items():
+        path.write_text(between_marks(path.read_text(), table(), name))

@@ -220,7 +220,7 @@ def check_rows(name: str, value: Any, *, least: int = 0) -> None:
 
 
 def check_path(name: str, value: Any, what: str = "a file") -> Path:
-    r"""Give what can be a path as one, whether anything is there or not.
+    r"""Give what can be a path as one, whether anything is there or not; "~" is the user's home.
 
     Refused are what open() would take for something else (a number is a file descriptor to it), bytes, the
     empty text, which would be the working folder, and texts that no system can have as a path: with "\0", or
@@ -236,7 +236,7 @@ def check_path(name: str, value: Any, what: str = "a file") -> Path:
     """
     text: Any = os.fspath(value) if isinstance(value, str | os.PathLike) else None
     if isinstance(text, str) and text and "\0" not in text and _size(text) < _MOST_PATH_BYTES:
-        return Path(text)
+        return Path(os.path.expanduser(text))
     raise OptionError(f"Expected {name} as the path of {what}; got {told(value)}.")
 
 

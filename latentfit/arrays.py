@@ -16,6 +16,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save
 
+from latentfit.arguments import check_path
 from latentfit.errors import DataError, FileFormatError
 from latentfit.persistence import atomic_path
 
@@ -51,7 +52,7 @@ def read_array(path: str | os.PathLike[str]) -> torch.Tensor:
             which is named ``latents``.
         FileFormatError: The file is damaged, or isn't what its suffix says.
     """
-    path = Path(path)
+    path = check_path("path", path)
     return _checked(path, _READERS[_suffix(path)])
 
 
@@ -64,7 +65,7 @@ def map_array(path: str | os.PathLike[str]) -> npt.NDArray[Any]:
     Returns:
         A read-only array.
     """
-    path = Path(path)
+    path = check_path("path", path)
     _suffix(path)
     return _checked(path, _map_npy)
 
@@ -85,7 +86,8 @@ def _checked(path: Path, read: Callable[[Path], _Array]) -> _Array:
     except Exception as error:  # fed with any bytes, the formats' parsers raise nearly anything
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise FileFormatError(
-            f"Expected {path} to be a {path.suffix} file of numbers; it can't be read: {reason}"
+            f"Expected {path} to be a {path.suffix} file of numbers; it can't be read: {reason}. "
+            "Is it cut off, or of another format? Write or copy it anew."
         ) from error
     if math.prod(array.shape) == 0:
         raise DataError(
@@ -104,7 +106,7 @@ def write_array(path: str | os.PathLike[str], array: torch.Tensor) -> None:
     Raises:
         DataError: An unknown suffix, a folder that isn't there, or a dtype the format can't hold.
     """
-    path = Path(path)
+    path = check_path("path", path)
     check_target(path)
     array = array.detach().cpu().contiguous()
     if array.dtype == torch.bfloat16 and _suffix(path) in {".npy", ".npz"}:
@@ -135,8 +137,9 @@ def check_folder(path: str | os.PathLike[str], *inputs: str | None) -> None:
     Raises:
         DataError: A folder that isn't there, a folder in the file's place, or one of the inputs.
     """
-    target = Path(path).absolute()
-    if any(name and Path(name).resolve() == target.resolve() for name in inputs):
+    target = check_path("path", path).absolute()
+    read = [check_path("path", name).resolve() for name in inputs if name]
+    if target.resolve() in read:
         raise DataError(f"Expected another file to write than the input; got {path} for both.")
     if target.is_dir():
         raise DataError(f"Expected the name of a file to write; {path} is a folder.")
@@ -149,7 +152,10 @@ def check_folder(path: str | os.PathLike[str], *inputs: str | None) -> None:
 def _suffix(path: Path) -> str:
     suffix = path.suffix.lower()
     if suffix not in _READERS:
-        raise DataError(f"Expected an array file ({', '.join(SUFFIXES)}); got {str(path)!r}.")
+        hint = ""
+        if suffix in (".csv", ".txt", ".tsv"):
+            hint = ' Convert it: np.save("z.npy", np.loadtxt("z.csv", delimiter=",")).'
+        raise DataError(f"Expected an array file ({', '.join(SUFFIXES)}); got {str(path)!r}.{hint}")
     return suffix
 
 

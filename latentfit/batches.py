@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, cast
@@ -20,17 +21,20 @@ from torch.utils.data import (
     default_collate,
 )
 
-from latentfit.arguments import told
+from latentfit.arguments import reason, told
 from latentfit.condition import as_labels
-from latentfit.errors import DataError, OptionError
+from latentfit.errors import DataError, LatentfitError, OptionError
 from latentfit.outputs import as_array, from_array
 
-__all__ = ["Batches", "check_dense", "input_of", "labels_of"]
+__all__ = ["Batches", "check_dense", "input_of", "labels_of", "single_samples"]
 
 # What a dict item's input is called in torch, transformers and datasets.
 _INPUT_KEYS = ("x", "input", "inputs", "data", "image", "images", "img", "pixel_values", "latents")
 _LABEL_KEYS = ("y", "label", "labels", "target", "targets")
 _DATASETS = "a tensor, an array, a torch Dataset or IterableDataset, a DataLoader, or an iterable of batches"
+_TO_TENSOR = (
+    "Make tensors of images by torchvision's transform=ToTensor(), or arrays by np.array(image)"
+)
 # What a DataLoader that loads some of another's batches has in common with it.
 _LOADING = (
     "collate_fn",
@@ -55,6 +59,7 @@ class Batches:
     Attributes:
         total: The number of batches, or None where nobody knows.
         size: Rows in a batch, as far as that is known beforehand.
+        may_be_samples: Whether the items are whatever somebody made, and so maybe single samples.
         are_copies: Whether batches are in memory of their own, so that writing to one changes no dataset.
 
     Raises:
@@ -66,7 +71,8 @@ class Batches:
         self.size = batch_size
         self.are_copies = False
         self._at: Callable[[int], Any] | None = None
-        self._looks_single = isinstance(dataset, list | tuple)
+        self.may_be_samples = isinstance(dataset, list | tuple)
+        _check_no_pair(dataset)
         if isinstance(dataset, Mapping):
             dataset = _Columns(dataset)
         elif not isinstance(dataset, Tensor | Dataset) and hasattr(dataset, "__array__"):
@@ -93,14 +99,16 @@ class Batches:
                 f"Expected dataset as {_DATASETS}; got {type(dataset).__name__}.{remedy}"
             )
         self._items: Any = dataset
+        if _is_sequential(dataset):
+            _check_length(cast(Any, dataset).dataset)
         if type(dataset) is DataLoader:  # torch's own collation stacks, which copies
             self.are_copies = dataset.collate_fn in (_collate, default_collate)
         if not isinstance(dataset, DataLoader):
-            self._looks_single = True  # whose items may be; they are looked at
+            self.may_be_samples = True  # whose items may be; they are looked at
         elif dataset.batch_size:
             self.size = dataset.batch_size
         elif dataset.batch_sampler is None:
-            self._looks_single = True
+            self.may_be_samples = True
             if not isinstance(dataset.dataset, IterableDataset):
                 raise DataError(
                     "Expected a DataLoader that makes batches; got one with batch_size=None, whose items are "
@@ -177,10 +185,42 @@ class Batches:
                     f"Expected items of one kind and shape; item {index * self.size + error.place} of the "
                     f"dataset {error.told}. Leave it out, or bring it into the others' form."
                 ) from error
+            except LatentfitError:
+                raise
+            except Exception as error:
+                if found := re.search(
+                    r"default_collate: batch must contain .* <class '(.+)'>", str(error)
+                ):
+                    is_image = found[1].startswith("PIL.")
+                    remedy = (
+                        _TO_TENSOR if is_image else "Leave such items out, or make tensors of them"
+                    )
+                    raise DataError(
+                        "Expected items that are tensors, arrays or numbers (or (x, y) or dicts of them); "
+                        f"got {found[1]} in batch {index}. {remedy}."
+                    ) from error
+                error.add_note(self._place(index, error))
+                raise
             if wanted(index):
-                if self._looks_single:
+                if self.may_be_samples:
                     _check_is_batch(item)
                 yield index, item
+
+    def _place(self, index: int, error: Exception) -> str:
+        """Tell where in the dataset an error comes from: which batch, and which item if it comes again."""
+        place = f"while the dataset gave batch {index}"
+        if not _is_sequential(self._items):
+            return place
+        dataset = self._items.dataset
+        first, end = index * self.size, min((index + 1) * self.size, len(dataset))
+        for i in range(first, end):
+            try:
+                dataset[i]
+            except type(error):
+                return f"{place}: it is item {i}, of the {len(dataset)} that the dataset's len() tells of"
+            except Exception:
+                break
+        return f"{place}, items {first} to {end - 1} of {len(dataset)}"
 
 
 def check_dense(tensor: Tensor, what: str = "the dataset") -> None:
@@ -249,6 +289,28 @@ def _form(item: Any) -> str:
     return type(item).__name__ + ("" if shape is None else f" of shape {tuple(shape)}")
 
 
+def _check_no_pair(dataset: Any) -> None:
+    """Refuse (inputs, labels), which as two batches would be misread."""
+    if not isinstance(dataset, list | tuple) or len(dataset) != 2:
+        return
+    x, y = (tuple(getattr(part, "shape", ())) for part in dataset)
+    if x and y and x[0] == y[0] and (len(x) != len(y) or (y[1:] == (1,) and x[1:] != (1,))):
+        raise DataError(
+            f"Expected dataset as {_DATASETS}; got a {type(dataset).__name__} of {x} and {y}. A list or "
+            "tuple is read as batches, not as (x, y): pass TensorDataset(x, y), of tensors."
+        )
+
+
+def _check_length(dataset: Any) -> None:
+    try:
+        len(dataset)
+    except (TypeError, NotImplementedError) as error:
+        raise DataError(
+            f"Expected a dataset with a length; got {type(dataset).__name__} ({reason(error)}). Give it "
+            "__len__, or derive it from IterableDataset."
+        ) from error
+
+
 def _is_sequential(items: Any) -> bool:
     return (
         type(items) is DataLoader
@@ -298,9 +360,11 @@ def input_of(item: Any) -> Tensor:
     if isinstance(item, Tensor):
         check_dense(item)
     else:
+        is_image = type(item).__module__.startswith("PIL.")
+        remedy = _TO_TENSOR if is_image else f"The dataset may be {_DATASETS}"
         raise DataError(
             f"Expected items that are tensors or arrays (or (x, y) or dicts of them); got "
-            f"{type(item).__name__}. The dataset may be {_DATASETS}."
+            f"{type(item).__name__}. {remedy}."
         )
     return item
 
@@ -332,8 +396,13 @@ def _check_is_batch(item: Any) -> None:
     label = item[1] if isinstance(item, tuple | list) and len(item) == 2 else None
     labelled = isinstance(label, int | float) or getattr(label, "ndim", None) == 0
     if labelled or (batch.ndim == 1 and batch.is_floating_point()):
-        raise DataError(
-            f"Expected batches (n, ...); the items look like single samples of shape {tuple(batch.shape)}. "
-            "Stack them with torch.stack, or pass DataLoader(samples, batch_size=512). (Batches of latents "
-            "of one number each are x[:, None].)"
-        )
+        raise single_samples(batch)
+
+
+def single_samples(item: Tensor) -> DataError:
+    """Make the error of a dataset whose items are samples, where batches are expected."""
+    numbers = " (Batches of latents of one number each are x[:, None].)" if item.ndim == 1 else ""
+    return DataError(
+        f"Expected batches (n, ...); the items look like single samples of shape {tuple(item.shape)}. Stack "
+        f"them with torch.stack, or pass DataLoader(samples, batch_size=512).{numbers}"
+    )

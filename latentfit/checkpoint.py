@@ -96,7 +96,7 @@ class Checkpoint:
         try:
             tensors, header = read_tensors(self.path, CHECKPOINT)
         except FileFormatError as error:
-            raise DamagedCheckpoint(f"{error} Delete it to start anew.") from error
+            raise DamagedCheckpoint(str(error)) from error
         fit = header.get("fit")
         if not isinstance(fit, dict):
             raise self.damaged(TypeError(f"a header with {fit!r} as fit"))

@@ -172,10 +172,13 @@ def saved_transform(name: str, given: Transform | None, class_name: str | None) 
                 "the same class."
             )
         names = [cls.__name__ for cls in type(given).__mro__]
-        if class_name is not None and class_name not in names:
+        own = (class_name or "").rpartition(".")[
+            2
+        ]  # of a class in a class or a function, without these
+        if own and own not in names:
             raise OptionError(
-                f"Expected transform as an object of {class_name}, with which the sampler was fitted; got "
-                f"one of {names[0]}. If that is its new name, derive a class {class_name} from it."
+                f"Expected transform as an object of {own}, with which the sampler was fitted; got one of "
+                f"{names[0]}. If that is its new name, derive a class {own} from it."
             )
         return copy.deepcopy(given)
     if given is not None:

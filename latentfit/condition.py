@@ -98,6 +98,12 @@ class Classes(Condition):
         """Turn a class, or n of them, into one-hot rows (n, C)."""
         labels = _numbers(value, self.expected(n))
         floating = labels.is_floating_point() and labels.numel() > 0  # NumPy makes [] a float
+        if labels.ndim == 2 and labels.shape[1] == 1:  # as a fit takes them
+            labels = labels[:, 0]
+        if labels.dtype == torch.bool and not set(self.values.tolist()) <= {0, 1}:
+            raise OptionError(  # a fit takes flags as the classes 0 and 1; among others they are a mistake
+                f"Expected condition as {self.expected(n)}; got {told(value)}, a flag. Pass the class itself."
+            )
         if floating or labels.shape not in ((), (n,)):
             raise OptionError(f"Expected condition as {self.expected(n)}; got {told(value)}.")
         labels = labels.long().expand(n)
@@ -172,8 +178,13 @@ class Vector(Condition):
             numbers = numbers.reshape(-1, 1)  # a number, or one for each row
         if numbers.shape == (1, self.dim):
             numbers = numbers[0]
-        if numbers.shape not in ((self.dim,), (n, self.dim)) or not bool(numbers.isfinite().all()):
+        if numbers.shape not in ((self.dim,), (n, self.dim)):
             raise OptionError(f"Expected condition as {expected}; got {told(value)}.")
+        bad = int((~numbers.isfinite()).sum())
+        if bad:
+            raise OptionError(
+                f"Expected condition as finite numbers; got {bad} that are NaN or infinite in {told(value)}."
+            )
         return ((numbers - self.mean) / self.scale).float().expand(n, self.dim).contiguous()
 
     def state(self) -> dict[str, Tensor]:

@@ -11,15 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from latentfit.errors import OptionError
+from latentfit.arguments import reason
+from latentfit.errors import FileFormatError, OptionError
 from latentfit.moments import Moments
 from latentfit.transforms import Transform
 
-__all__ = ["check_transform_object", "told_of"]
+__all__ = ["check_probe", "check_transform_object", "probe_of", "told_of"]
 
 ROWS = 16  # latents that it is tried on
 _MOST_JACOBIAN = 64  # dimensions up to which the determinant is computed
 _DETERMINANTS = 3  # latents at which it is
+_PROBED = 4  # rows of which a file keeps what the map makes
 _SHARE = 0.01  # of a dimension's range that a latent may move there and back
 
 
@@ -68,6 +70,72 @@ def check_transform_object(
     _check_state(tried, given, latents, moments.shape)
     if device.type != "cpu":
         _Trial(transform, latents.to(device))
+
+
+def probe_of(transform: Transform) -> dict[str, Tensor]:
+    """Give a few rows and what a transform makes of them: what a file keeps, to know the map again.
+
+    Nothing where the transform can't take such rows, standard normal ones.
+    """
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(
+        _PROBED, transform.dim, generator=generator, dtype=torch.float32, device="cpu"
+    )
+    with suppress(Exception), torch.no_grad():  # saving must not fail for it
+        latents = transform.inverse(rows.clone(), torch.float64)
+        again = transform.forward(latents.clone())
+        determinant = transform.log_determinant(latents.clone())
+        return {"rows": rows, "latents": latents, "again": again, "log_determinant": determinant}
+    return {}
+
+
+@torch.no_grad()
+def check_probe(transform: Transform, probe: dict[str, Tensor], path: str) -> None:
+    """Compare what a user's transform makes of a file's rows with what it made of them when it was saved.
+
+    Args:
+        transform: The object with the file's state.
+        probe: What :func:`probe_of` gave, or nothing, as in older files.
+        path: The file.
+
+    Raises:
+        OptionError: It is another map, which would draw and score wrongly without a word.
+        FileFormatError: The file's tensors are no probe.
+    """
+    if not probe:
+        return
+    name, none = type(transform).__name__, torch.zeros(0, 0)
+    rows, latents = probe.get("rows", none), probe.get("latents", none)
+    n, shapes = len(rows), {key: tuple(tensor.shape) for key, tensor in probe.items()}
+    expected = {"rows": (n, transform.dim), "latents": (n, *latents.shape[1:])}
+    expected |= {"again": (n, transform.dim), "log_determinant": (n,)}
+    if shapes != expected or latents.ndim != 2 or not n:
+        raise FileFormatError(
+            f"{path}: expected a transform's probe of shapes {expected}; got {shapes}."
+        )
+    finite = torch.where(latents.isfinite(), latents, torch.zeros_like(latents))
+    spread = finite.amax(0) - finite.amin(0)
+    room = 1e-3 * spread + _rounding() * finite.norm(dim=1, keepdim=True)
+    trials: list[tuple[str, tuple[Any, ...], Tensor, Tensor]] = [
+        ("inverse", (rows.clone(), torch.float64), latents, room)
+    ]
+    for method, key in (("forward", "again"), ("log_determinant", "log_determinant")):
+        trials.append((method, (latents.clone(),), probe[key], 1e-3 * (1 + probe[key].abs())))
+    for method, arguments, there, room in trials:
+        problem, cause = "", None
+        try:
+            here = getattr(transform, method)(*arguments)
+            same = (here == there) | (here.isnan() & there.isnan()) | ((here - there).abs() <= room)
+            if here.shape != there.shape or not bool(same.all()):
+                problem = "gives other numbers than it gave then"
+        except Exception as error:
+            problem, cause = f"raises {type(error).__name__}: {reason(error)}", error
+        if problem:
+            raise OptionError(
+                "Expected transform as an object with the map that the sampler was saved with; "
+                f"{name}.{method} {problem}, of the rows that {path} keeps. Pass an object of the class as "
+                "it was."
+            ) from cause
 
 
 class _Trial:

@@ -8,12 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from latentfit.batches import Batches, input_of, labels_of
-from latentfit.errors import DataError, LatentfitError, NonFiniteError
+from latentfit.batches import Batches, input_of, labels_of, single_samples
+from latentfit.errors import DataError, EncoderOutputError, LatentfitError, NonFiniteError
 from latentfit.models import Model
 from latentfit.parallel import SOLO, Workers
 from latentfit.progress import Bar
 from latentfit.randomness import isolated_rng, reseed
+
+# The most rows of an item that could be one sample. (An encoder exported for batches of one size takes no row
+# more; batches of so few images are no such ones.)
+_MOST_CHANNELS, _MOST_OF_IMAGES = 64, 4
 
 __all__ = ["Encoding", "check_finite", "device_of", "encode"]
 
@@ -54,7 +58,7 @@ def encode(
     batches = Batches(dataset, batch_size)
     if workers.count > 1:
         batches.check_order("several processes")
-    encoding = Encoding(encoder)
+    encoding = Encoding(encoder, may_be_samples=batches.may_be_samples)
     parts: list[tuple[int, Tensor, Tensor | None]] = []
     device = device_of(encoder, dataset)
     with isolated_rng(seed, device), batches.giving_back(), Bar(encoding.verb, progress) as bar:
@@ -82,20 +86,23 @@ class Encoding:
 
     Args:
         encoder: The encoder, or None if the batches are latents.
+        may_be_samples: Whether the batches could be single samples; the first is tried, then.
+
+    Attributes:
+        remedy: What to do about latents that are not finite.
     """
 
-    def __init__(self, encoder: Model | None) -> None:
+    def __init__(self, encoder: Model | None, *, may_be_samples: bool = False) -> None:
         self.encoder = encoder
         self.verb = "encoding" if encoder else "reading"
         self.shape: torch.Size | None = None
+        self._given: set[torch.Size] = set()  # shapes of batches so far
+        self._may_be_samples = may_be_samples
+        self.remedy = "leave these rows out"
+        if encoder is not None:
+            self.remedy = "if the encoder runs in half precision, run it in float32"
+        self._is_finite = True  # all latents so far
         self._buffer = torch.zeros(0)
-
-    @property
-    def remedy(self) -> str:
-        """What to do about latents that are not finite."""
-        if self.encoder is None:
-            return "leave these rows out"
-        return "if the encoder runs in half precision, run it in float32"
 
     def latents(self, index: int, batch: Tensor, *, is_copy: bool = False) -> Tensor:
         """Encode a batch.
@@ -113,19 +120,33 @@ class Encoding:
             EncoderOutputError: The encoder returned no single tensor with a row for each input.
         """
         if self.encoder is not None:
-            given = f"{tuple(batch.shape)} {batch.dtype}"
+            inputs, version = batch, _version(batch)
             batch = batch.detach() if is_copy else self._copy(batch)
+            # What an encoder makes of a shape when it first sees it, and keeps, has to serve training later:
+            # no tensor of inference mode, then.
+            mode = torch.inference_mode if batch.shape in self._given else torch.no_grad
+            self._given.add(batch.shape)
             try:
-                with torch.inference_mode():
+                with mode():
                     batch = self.encoder(batch)
+            except EncoderOutputError as error:
+                if not self._may_be_samples:
+                    raise
+                raise EncoderOutputError(
+                    f"{error} If the items are single samples, stack them with torch.stack, or pass "
+                    "DataLoader(samples, batch_size=512)."
+                ) from error
             except LatentfitError:
                 raise
             except Exception as error:
-                error.add_note(
-                    f"while the encoder was given batch {index}, {given}: does it take inputs of this "
-                    "shape and dtype (x.float() for whole numbers)?"
-                )
+                note = f"while the encoder was given batch {index}, {tuple(inputs.shape)} {inputs.dtype}"
+                if not (inputs.is_floating_point() or inputs.is_complex()):
+                    note += "; if it takes no whole numbers, give it x.float()"
+                error.add_note(note)
                 raise
+            if self._may_be_samples:
+                self._check_is_batch(inputs)
+                self._may_be_samples = False
         if batch.ndim == 0:
             raise DataError(f"Expected batches of shape (n, ...); got a scalar {batch.dtype}.")
         if batch.is_complex():
@@ -133,7 +154,37 @@ class Encoding:
         if not batch.is_floating_point() or batch.element_size() == 1:  # no sums of eight bits
             batch = batch.float()
         self._check_shape(index, batch)
-        return batch.detach().to("cpu", copy=True)  # outside inference mode: an ordinary tensor
+        latents = batch.detach().to("cpu", copy=True)  # outside inference mode: an ordinary tensor
+        if self.encoder is not None and self._is_finite and not bool(latents.sum().isfinite()):
+            self._is_finite = bool(latents.isfinite().all())
+            # Inputs that the encoder has written over tell nothing of what they were.
+            if not self._is_finite and (not is_copy or _version(inputs) == version):
+                self._explain(index, bool(inputs.isfinite().all()))
+        return latents
+
+    def _explain(self, index: int, inputs_are_finite: bool) -> None:
+        """Fit the remedy to what the first batch of latents that are not finite was made of."""
+        if inputs_are_finite:
+            self.remedy = f"the encoder makes them of finite inputs: {self.remedy}"
+        else:
+            self.remedy = (
+                f"the dataset's rows hold such themselves, the first in batch {index}: leave them out, or "
+                "fill them in"
+            )
+
+    def _check_is_batch(self, inputs: Tensor) -> None:
+        """Refuse a sample that the encoder took for a batch: of a batch it can take one row more.
+
+        A layer without a batch axis takes (C, H, W), and where it returns C channels these look like C rows.
+        """
+        if not 0 < len(inputs) <= (_MOST_CHANNELS if inputs.ndim < 4 else _MOST_OF_IMAGES):
+            return
+        encoder: Any = self.encoder
+        with isolated_rng(0, encoder.device or inputs.device), torch.no_grad():
+            try:
+                encoder(torch.cat([inputs, inputs[:1]]).detach())
+            except Exception as error:
+                raise single_samples(inputs) from error
 
     def _copy(self, batch: Tensor) -> Tensor:
         """Copy a batch; into the memory of the one before, as new pages cost more than the copying."""
@@ -141,7 +192,9 @@ class Encoding:
         fits = (old.shape, old.dtype, old.device) == (batch.shape, batch.dtype, batch.device)
         if not fits or old.stride() != batch.stride() or old.requires_grad:
             self._buffer = torch.empty_like(batch)
-        return self._buffer.copy_(batch.detach())
+        return self._buffer.copy_(batch.detach())[
+            :
+        ]  # another object, for an encoder that caches by its id
 
     def check_shapes(self, parts: list[tuple[int, Tensor, Tensor | None]]) -> None:
         """Check that latents of other processes have the same shape.
@@ -159,8 +212,14 @@ class Encoding:
         elif shape != self.shape:
             raise DataError(
                 f"Expected batches of one shape (n, {', '.join(map(str, self.shape))}); batch {index} has "
-                f"{tuple(latents.shape)}. A list or tuple is read as batches, not as (x, y)."
+                f"{tuple(latents.shape)}. A list or tuple is read as batches, not as (x, y): that is "
+                "TensorDataset(x, y)."
             )
+
+
+def _version(tensor: Tensor) -> int:
+    """How often a tensor was written to; tensors of inference mode don't count it."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def check_finite(rows: Tensor, what: str, remedy: str, *, start: int = 0) -> None:

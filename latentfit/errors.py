@@ -21,7 +21,7 @@
 and the warning that it gives::
 
     UserWarning
-    └── LatentsWarning                       latents on which a fit is of little use
+    └── LatentsWarning                       latents that a fit, or a decoder, makes little of
 """
 
 from __future__ import annotations
@@ -56,7 +56,10 @@ class LatentfitError(Exception):
 
 
 class LatentsWarning(UserWarning):
-    """Latents are such that a fit to them is of little use; ``latentfit.diagnose`` tells more."""
+    """Latents are such that a fit to them is of little use, or a decoder makes NaN of them.
+
+    ``latentfit.diagnose`` tells more of latents.
+    """
 
 
 class DataError(LatentfitError, ValueError):

@@ -12,8 +12,10 @@ import hashlib
 import inspect
 import re
 import struct
+import sys
 import types
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,26 +28,33 @@ _CHUNK = 1 << 26  # bytes that leave a tensor's device at once
 _BOUND = types.MethodType | types.BuiltinFunctionType | types.MethodWrapperType
 _OWN = {*vars(nn.Module()), "training"}  # attributes that torch gives every module
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks")
+_NUMBERS = nn.Module | Tensor | np.ndarray
 _ADDRESS = re.compile(r"0x[0-9a-fA-F]+")
 
 
-def fingerprint(*parts: Any) -> str:
+def fingerprint(*parts: Any, covered: dict[int, nn.Module] | None = None) -> str:
     """Hash objects to 64 hexadecimal digits, alike in each process.
 
     What counts, by kind:
 
     - nn.Module: its class's name; its text, which tells the layers and their settings; the name, shape, dtype
       and bytes of each parameter and buffer, wherever it lies; each submodule's attributes, but lists, dicts
-      and other objects only where the name does not begin with an underscore, as that of a cache does; and
-      its forward hooks.
+      and other objects only where the name does not begin with an underscore, as that of a cache does, or
+      where they hold modules; and its forward hooks.
     - A function: its name, bytecode and constants; what it closes over and its defaults; and the globals that
       it reads, functions of its own module among them. (A newer Python may compile it otherwise.)
     - Other objects: the class's name, and the state that pickle would keep: for scikit-learn the parameters
       and all that was fitted. What pickle can't keep counts by its class only.
+    - The class of a module or an object: its attributes, and the globals that its methods read, by the same
+      rules; but for classes of Python and of installed packages.
 
     Not seen are a change in the code of a class or of another module's function.
+
+    Args:
+        *parts: The objects.
+        covered: Takes the modules that counted, by their id.
     """
-    walk = _Walk(hashlib.sha256())
+    walk = _Walk(hashlib.sha256(), {} if covered is None else covered)
     for part in parts:
         walk.add(part)
     digest: str = walk.hash.hexdigest()
@@ -55,10 +64,11 @@ def fingerprint(*parts: Any) -> str:
 class _Walk:
     """A walk that hashes a function, module or other object once, and later mentions of it as such."""
 
-    def __init__(self, digest: Any) -> None:
-        self.hash = digest
+    def __init__(self, digest: Any, covered: dict[int, nn.Module]) -> None:
+        self.hash, self._covered = digest, covered
         # Number and object by id; objects are kept, so that no temporary one leaves its id to another.
         self._seen: dict[int, tuple[int, Any]] = {}
+        self._classes: set[type] = set()
 
     def add(self, value: Any) -> None:
         """Hash any object."""
@@ -101,6 +111,9 @@ class _Walk:
         elif isinstance(value, _BOUND):
             self._put("method", value.__name__)
             self.add(value.__self__)
+        elif isinstance(value, functools._lru_cache_wrapper):
+            self._put("cached", "")
+            self.add(value.__wrapped__)
         elif isinstance(value, functools.partial):
             self._put("partial", "")
             self._add_all((value.func, value.args, value.keywords))
@@ -109,11 +122,12 @@ class _Walk:
         else:
             self._put("object", _name(type(value)))
             self._add_all(_state(value))
+            self._add_class(type(value))
 
     def _alone(self, value: Any) -> str:
         """Hash an object by itself, but for what has been seen; one that is too deep, by its class only."""
-        walk = _Walk(hashlib.sha256())
-        walk._seen = dict(self._seen)
+        walk = _Walk(hashlib.sha256(), self._covered)
+        walk._seen, walk._classes = dict(self._seen), set(self._classes)
         try:
             walk.add(value)
         except RecursionError:
@@ -125,7 +139,21 @@ class _Walk:
         for value in values:
             self.add(value)
 
+    def _add_class(self, cls: type) -> None:
+        """Hash what a class's methods use that is no part of its instances; each class once."""
+        for base in cls.__mro__:
+            if base in self._classes or _is_installed(base.__module__.partition(".")[0]):
+                continue
+            self._classes.add(base)
+            for name, value in sorted(_used_by(base).items()):
+                self._put("used", name)
+                if isinstance(value, _NUMBERS):
+                    self.add(value)
+                else:
+                    self._put("value", self._alone(value))
+
     def _add_module(self, module: nn.Module) -> None:
+        self._covered.update((id(part), part) for part in module.modules())
         self._put("module", _name(type(module)))
         self._put("text", _ADDRESS.sub("", repr(module)))
         for kind, tensors in (
@@ -137,6 +165,7 @@ class _Walk:
                 self._add_tensor(tensor)
 
         for name, part in module.named_modules():
+            self._add_class(type(part))
             for key in _HOOKS:
                 self._add_all(getattr(part, key).values())
             for key, value in sorted(vars(part).items()):
@@ -145,7 +174,7 @@ class _Walk:
                 if _is_plain(value):
                     self._put("attribute", f"{name}.{key}")
                     self.add(value)
-                elif not key.startswith("_"):
+                elif not key.startswith("_") or _holds_modules(value):
                     self._put("attribute", f"{name}.{key}")
                     self._put("value", self._alone(value))
 
@@ -182,6 +211,11 @@ def _is_plain(value: Any) -> bool:
     )
 
 
+def _holds_modules(value: Any) -> bool:
+    members = value.values() if isinstance(value, dict) else value
+    return isinstance(value, list | tuple | dict) and any(isinstance(m, nn.Module) for m in members)
+
+
 def globals_read(code: types.CodeType) -> Iterator[str]:
     """The names of the globals that a function reads, also in its comprehensions and lambdas."""
     for instruction in dis.get_instructions(code):
@@ -203,6 +237,50 @@ def _captured(function: types.FunctionType) -> Iterator[Any]:
         value = function.__globals__.get(name)
         foreign = getattr(value, "__globals__", function.__globals__) is not function.__globals__
         yield _name(value) if inspect.isfunction(value) and foreign else value
+
+
+@functools.cache
+def _is_installed(package: str) -> bool:
+    """Whether a package is Python's, or in a folder of installed ones: alike for all who have its version."""
+    file = getattr(sys.modules.get(package), "__file__", None) or ""
+    installed = {"site-packages", "dist-packages"}.intersection(Path(file).parts)
+    return package in sys.stdlib_module_names or bool(installed)
+
+
+def _used_by(cls: type) -> dict[str, Any]:
+    """A class's own attributes, and what its methods read from outside, by name.
+
+    Left out is what only tells how the class is made, and under names of an underscore all that is neither a
+    module nor numbers: caches and the like.
+    """
+    used: dict[str, Any] = {}
+    for name, member in vars(cls).items():
+        function = _function_of(member)
+        if function is not None:
+            named = dict.fromkeys(globals_read(function.__code__))
+            used |= dict(
+                zip((*function.__code__.co_freevars, *named), _captured(function), strict=True)
+            )
+        elif isinstance(member, _NUMBERS | bool | int | float | str | list | tuple | dict):
+            used[name] = member
+    return {
+        name: value
+        for name, value in used.items()
+        if not name.startswith("_") or isinstance(value, _NUMBERS) or _holds_modules(value)
+    }
+
+
+def _function_of(member: Any) -> types.FunctionType | None:
+    """The function that an attribute of a class runs, if it runs one."""
+    if isinstance(member, property):
+        member = member.fget
+    elif isinstance(member, functools.cached_property | functools.partialmethod):
+        member = member.func
+    elif isinstance(member, staticmethod | classmethod):
+        member = member.__func__
+    elif isinstance(member, functools._lru_cache_wrapper):
+        member = member.__wrapped__
+    return inspect.unwrap(member) if isinstance(member, types.FunctionType) else None
 
 
 def _state(value: Any) -> tuple[Any, ...]:

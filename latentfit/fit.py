@@ -151,6 +151,9 @@ def fit_latent_sampler(
             "Expected a LatentStore as dataset without an encoder and without store=: it holds latents; got "
             f"encoder={type(encoder).__name__}, store={told(store)}."
         )
+    keeps = None if checkpoint is None else check_path("checkpoint", checkpoint, "a folder")
+    if keeps is not None:
+        _check_apart(keeps, dataset.path if isinstance(dataset, LatentStore) else store)
     if encoder is None and not (output is None and autocast is None):
         raise OptionError(
             "Expected output=None and autocast=None, as there is no encoder (the dataset holds latents); got "
@@ -178,7 +181,7 @@ def fit_latent_sampler(
         encoder=None if model is None else model.describe(),
         decoder=decoding,
         workers=workers,
-        checkpoint=None if checkpoint is None else _folder(checkpoint, workers),
+        checkpoint=None if keeps is None else _made(keeps, workers),
     )
 
     latents, labels = _encoded(model, dataset, plan, store, from_dataset)
@@ -209,13 +212,30 @@ def _class_of(method: Any) -> type[Sampler] | None:
         raise UnknownPluginError(f"{error} Or take 'auto', which fits several of them.") from None
 
 
-def _folder(path: str | os.PathLike[str], workers: Workers) -> Path:
+def _check_apart(checkpoint: Path, store: str | os.PathLike[str] | None) -> None:
+    """Refuse a checkpoint in a store's folder, which the next call would not take for a store.
+
+    Raises:
+        OptionError: It is that folder, or one in it.
+    """
+    if store is None:
+        return
+    inner = Path(os.path.realpath(checkpoint))
+    outer = Path(os.path.realpath(check_path("store", store, "a folder of its own")))
+    if outer in (inner, *inner.parents):
+        raise OptionError(
+            "Expected checkpoint as a folder outside the store's, which holds nothing but latents; got "
+            f"checkpoint={told(str(checkpoint))} and the store {told(str(store))}. Name another folder."
+        )
+
+
+def _made(folder: Path, workers: Workers) -> Path:
     """Make the folder of a checkpoint.
 
     Raises:
-        OptionError: It is no path, or can't be made, in whichever process.
+        OptionError: It can't be made, in whichever process.
     """
-    folder, problem = check_path("checkpoint", path, "a folder"), ""
+    problem = ""
     try:
         if workers.is_first:
             folder.mkdir(parents=True, exist_ok=True)
@@ -223,7 +243,7 @@ def _folder(path: str | os.PathLike[str], workers: Workers) -> Path:
         problem = f"; {error}"
     if problem := workers.first(problem):
         raise OptionError(
-            f"Expected checkpoint as the path of a folder; got {told(path)}{problem}."
+            f"Expected checkpoint as the path of a folder; got {told(str(folder))}{problem}."
         )
     return folder
 

@@ -19,6 +19,9 @@ from latentfit.sampler import LatentSampler
 __all__ = ["CARD", "FILE", "from_pretrained", "model_card", "push_to_hub", "save_pretrained"]
 
 FILE, CARD = "sampler.safetensors", "README.md"
+# The hub's own rule, so that what can be none is told before it is asked for.
+_PART = r"\w(?:[\w.-]*\w)?"
+_REPOSITORY = re.compile(rf"(?!.*(?:--|\.\.)){_PART}/{_PART}", re.ASCII)
 
 
 def save_pretrained(sampler: LatentSampler, directory: str | os.PathLike[str], **card: Any) -> Path:
@@ -47,7 +50,7 @@ def from_pretrained(
     folder = check_path("source", source, "a folder, or as a repository's name 'user/name'")
     _check_access(revision, token)
     if cache_dir is not None:
-        check_path("cache_dir", cache_dir, "a folder or None")
+        cache_dir = check_path("cache_dir", cache_dir, "a folder or None")
     check_flag("local_files_only", local_files_only)
     if folder.is_dir():
         if not (folder / FILE).is_file():
@@ -56,9 +59,12 @@ def from_pretrained(
             )
         return load_sampler(folder / FILE, **loading)
     name = str(source)
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or isinstance(source, os.PathLike):
+    if not _REPOSITORY.fullmatch(name) or isinstance(source, os.PathLike):
+        found = "there is no such folder, and no repository can have that name"
+        if folder.exists():
+            found = "that is a file: load_sampler loads it"
         raise FileNotFoundError(
-            f"Expected a folder, or a repository's name as 'user/name'; got {name!r}, which is neither."
+            f"Expected a folder, or a repository's name such as 'user/name'; got {name!r}; {found}."
         )
     path = _hub().hf_hub_download(
         name,

@@ -13,6 +13,7 @@ from torch import Tensor
 from latentfit.arguments import check_path
 from latentfit.choosing import CUSTOM, TRANSFORMS, load_transform, saved_transform
 from latentfit.condition import CONDITIONS, Condition
+from latentfit.custom import check_probe
 from latentfit.errors import FileFormatError, LatentfitError
 from latentfit.guard import BoundedBuild
 from latentfit.models import decoder_of
@@ -65,7 +66,8 @@ def load_sampler(
         transform: For a sampler that was fitted with an object as ``transform``: one of the same class.
 
     Raises:
-        OptionError: A transform that is missing or not wanted, an unknown device, or no path.
+        OptionError: A transform that is missing, not wanted or another map than that of the fit, an unknown
+            device, or no path.
         FileFormatError: The file is damaged, of another kind or of a newer format.
         UnknownPluginError: The method's plugin is not installed.
         PluginLoadError: The method's plugin is broken.
@@ -83,6 +85,8 @@ def load_sampler(
     mapping = saved_transform(transform_name, transform, class_name)
     plugin_class = load_sampler_class(method)
     parts: dict[str, dict[str, Tensor]] = {"sampler": {}, "transform": {}, "condition": {}}
+    if transform_name == CUSTOM:
+        parts["probe"] = {}
     for key, tensor in tensors.items():
         part, _, name = key.partition(".")
         if part not in parts:
@@ -125,6 +129,7 @@ def load_sampler(
         _load_state(plugin, state)
     except LatentfitError as error:
         raise FileFormatError(f"{path}: {error}") from error
+    check_probe(mapping, parts.get("probe", {}), str(path))
     return LatentSampler(
         plugin.to(target),
         mapping,

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import functools
 import inspect
+import itertools
+import threading
+import types
 import warnings
+import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -20,6 +24,11 @@ from latentfit.randomness import in_turn
 
 __all__ = ["Model", "decoder_of", "encoder_of"]
 
+# What is looked into where an object has it as an attribute or member.
+_HOLDING = (nn.Module, list, tuple, dict, types.FunctionType, types.MethodType, functools.partial)
+_Known = weakref.WeakValueDictionary[
+    int, nn.Module
+]  # by id: a user's class may have its own equality
 AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -47,6 +56,8 @@ class Model:
         autocast: str | torch.dtype | None = None,
     ) -> None:
         self.role, self.modules = role, _modules_of(model)
+        self._covered: dict[int, nn.Module] = {}  # those that the fingerprint tells of, by id
+        self._uncovered: nn.Module | None = None  # one that ran and has a state, beyond these
         self._model, self._method, self._takes_arrays = model, method, takes_arrays
         self._call = getattr(model, method) if method else model
         if isinstance(autocast, torch.dtype):
@@ -82,8 +93,26 @@ class Model:
         what counts), the parameters and buffers of the modules that it may run, ``output`` and ``autocast``.
         """
         return fingerprint(
-            self._model, self._method, self.modules, self._output, self._autocast or ""
+            self._model,
+            self._method,
+            self.modules,
+            self._output,
+            self._autocast or "",
+            covered=self._covered,
         )
+
+    def check_fingerprint(self) -> None:
+        """Check that the fingerprint tells of each module that has run so far.
+
+        Raises:
+            OptionError: It does not.
+        """
+        if self._uncovered is not None:
+            raise OptionError(
+                f"Expected {self.role} as an object that holds all modules that it runs, for store=, as only "
+                f"so a change in one is seen; it ran a {type(self._uncovered).__name__} that it does not "
+                "hold. Make that an attribute of it, or pass a function that reads it by its name."
+            )
 
     def __call__(self, batch: Tensor) -> Tensor:
         """Call it with a batch on its own device and, for floating point, in its own precision.
@@ -116,13 +145,30 @@ class Model:
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Put its modules in eval mode, and let none mask its input; give all its own back at the end."""
+        """Put its modules in eval mode, and let none mask its input; give all its own back at the end.
+
+        A module that the object does not show, one that a function that it calls reads from the globals, say,
+        is put in eval mode when it is called first.
+        """
         with in_turn(), ExitStack() as stack:
+            known: _Known = weakref.WeakValueDictionary()
             for module in self.modules:
-                for part in module.modules():
-                    stack.callback(setattr, part, "training", part.training)
-                    _unmask(part, stack)
-                module.eval()
+                _evaluate(module, known, stack)
+            thread = threading.get_ident()
+
+            def when_called(module: nn.Module, _: Any) -> None:
+                if id(module) in known or threading.get_ident() != thread:
+                    return
+                _evaluate(module, known, stack)
+                if id(module) not in self._covered and _has_state(module):
+                    self._uncovered = module
+
+            # torch.compile warns of hooks on what it compiled, whose parts are no secret anyway
+            if any(hasattr(part, "_orig_mod") for part in known.values()):
+                yield
+                return
+            handle = nn.modules.module.register_module_forward_pre_hook(when_called)
+            stack.callback(handle.remove)
             yield
 
     def _first_tensor(self) -> Tensor | None:
@@ -208,6 +254,26 @@ def _adapt(role: str, model: Any, torch_method: str, sklearn_method: str, **how:
     )
 
 
+def _evaluate(module: nn.Module, known: _Known, stack: ExitStack) -> None:
+    """Put a module and its parts in eval mode; ``stack`` gives those that are left their own mode back."""
+    for part in module.modules():
+        if id(part) not in known:
+            known[id(part)] = part
+            stack.callback(_set_mode, weakref.ref(part), part.training)
+            _unmask(part, stack)
+    module.eval()
+
+
+def _set_mode(module: weakref.ref[nn.Module], training: bool) -> None:
+    found = module()
+    if found is not None:
+        found.training = training
+
+
+def _has_state(module: nn.Module) -> bool:
+    return any(True for _ in itertools.chain(module.parameters(), module.buffers()))
+
+
 def _lacks_forward(module: nn.Module) -> bool:
     """Whether it has torch's own placeholder only, as nn.Module() and nn.ModuleList have."""
     return getattr(module.forward, "__func__", None) is nn.Module.forward
@@ -252,7 +318,7 @@ def _modules_of(model: Any, depth: int = 3) -> list[nn.Module]:
     parts: list[Any]
     if isinstance(model, list | tuple | dict):
         members = model.values() if isinstance(model, dict) else model
-        parts = [part for part in members if isinstance(part, nn.Module)]
+        parts = [part for part in members if isinstance(part, _HOLDING)]
     elif inspect.ismethod(model):
         parts = [model.__self__]
     elif isinstance(model, functools.partial):
@@ -263,8 +329,7 @@ def _modules_of(model: Any, depth: int = 3) -> list[nn.Module]:
         named = [model.__globals__.get(name) for name in globals_read(model.__code__)]
         parts = cells + defaults + named
     elif hasattr(model, "__dict__") and not isinstance(model, type) and not inspect.ismodule(model):
-        held = (nn.Module, list, tuple, dict)
-        parts = [part for part in vars(model).values() if isinstance(part, held)]
+        parts = [part for part in vars(model).values() if isinstance(part, _HOLDING)]
     else:
         return []
     found: list[nn.Module] = []

@@ -118,13 +118,20 @@ def _default(output: Any, role: str, within: str = "") -> Tensor:
         )
     raise EncoderOutputError(
         f"Expected the {role} to return exactly one tensor; got a {type(output).__name__} with "
-        f"{len(usable)} of them ({_listed(members)}). {_remedy(role, usable, within)}"
+        f"{len(usable)} of them ({_listed(members)}). {_remedy(role, usable, within, output)}"
     )
 
 
-def _remedy(role: str, usable: Mapping[Any, Any], within: str) -> str:
+def _remedy(role: str, usable: Mapping[Any, Any], within: str, output: Any = None) -> str:
     if role == "decoder":
         return "Wrap it to choose: decoder=lambda z: decoder(z)[...]"
+    if isinstance(output, list) and len(usable) == len(output) > _MOST_NAMED and not within:
+        return "Choose with output=0, or of a list of rows with output=torch.stack."
+    if isinstance(output, list | tuple) and output and not usable:
+        return (
+            "Choose with output=lambda returned: ..., which gives the tensor: torch.tensor(returned) of "
+            "lists of numbers, torch.stack(returned[0]) of tensors in a list in a list."
+        )
     if not usable:
         return "Choose with output=lambda returned: ..., which gives the tensor."
     choices = [f"output={f'{within}{name}' if within else name!r}" for name in usable]
@@ -165,7 +172,13 @@ def _moment(posterior: Any, moment: str) -> Tensor:
     if moment == "sample":
         return _tensor(posterior.sample())
     mode = _attribute(posterior, "mode")
-    return _tensor(mode() if callable(mode) else _attribute(posterior, "mean"))
+    mean = _tensor(mode() if callable(mode) else _attribute(posterior, "mean"))
+    if isinstance(posterior, torch.distributions.Distribution) and bool(mean.isnan().all()):
+        raise EncoderOutputError(
+            f"Expected a posterior with a mean; got {type(posterior).__name__}, whose mean is NaN. Choose "
+            "with output='mode' or output='sample'."
+        )
+    return mean
 
 
 def _gaussian(members: Mapping[Any, Any]) -> tuple[Tensor, Tensor] | None:
@@ -249,7 +262,13 @@ def _is_sparse(value: Any) -> bool:
 
 def _tensor(value: Any) -> Tensor:
     if isinstance(value, Tensor):
-        return value if value.layout == torch.strided else value.to_dense()
+        if value.is_nested:
+            raise EncoderOutputError(
+                "Expected a tensor with rows of one shape; got a nested one. Choose with output=lambda "
+                "returned: torch.nested.to_padded_tensor(returned, 0.0)."
+            )
+        plain = value.dequantize() if value.is_quantized else value
+        return plain if plain.layout == torch.strided else plain.to_dense()
     if _is_sparse(value):
         value = value.toarray()
     if not isinstance(value, np.ndarray):

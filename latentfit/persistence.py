@@ -6,6 +6,7 @@ registered under that name is used.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -25,6 +26,7 @@ __all__ = ["CHECKPOINT", "SAMPLER", "atomic_path", "read_tensors", "write_tensor
 
 FORMAT_VERSION = 1
 SAMPLER, CHECKPOINT = "a sampler", "the checkpoint of a fit"  # kinds of files
+_REMEDIES = {SAMPLER: "Copy or save it anew.", CHECKPOINT: "Delete it to start anew."}
 _KEY = "latentfit"  # in the safetensors metadata
 _MOST_HEADER_BYTES = 16 * 2**20
 _BLANK = "0" * 64  # stands for the digest while the file is hashed
@@ -48,7 +50,9 @@ def atomic_path(path: str | os.PathLike[str], *, follow: bool = True) -> Iterato
     target = Path(os.path.realpath(path)) if follow else Path(path).absolute()
     if not target.is_symlink():
         if target.is_dir():
-            raise IsADirectoryError(f"Expected a file's path; {str(path)!r} is a folder.")
+            raise IsADirectoryError(
+                f"Expected a file's path; {str(path)!r} is a folder. Name a file in it."
+            )
         # Replacing /dev/null would take it from everyone.
         if target.exists() and not target.is_file():
             raise OSError(f"Expected a file's path; {str(path)!r} is a device, a pipe or a socket.")
@@ -59,7 +63,10 @@ def atomic_path(path: str | os.PathLike[str], *, follow: bool = True) -> Iterato
         if isinstance(error, FileNotFoundError) and not target.parent.is_dir():
             raise FileNotFoundError(f"The folder {str(target.parent)!r} does not exist.") from None
         # /proc is one that takes no files; of the temporary one the user knows nothing.
-        raise OSError(error.errno, error.strerror, str(path)) from None
+        told = error.strerror
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            told = f"{told}: expected a folder that may be written to; name another one"
+        raise OSError(error.errno, told, str(path)) from None
     try:
         yield temporary
         with temporary.open("rb+") as file:
@@ -104,39 +111,62 @@ def read_tensors(
         FileFormatError: The file is damaged, of another kind, or of a newer format.
         OSError: It can't be read.
     """
-    content = Path(path).read_bytes()
-    header = _header(content, str(path))
+    content = _read(Path(path), kind)
+    header = _header(content, str(path), kind)
     found = header.get("kind", SAMPLER)
     if found != kind:
-        remedy = " Go on with fit_latent_sampler(..., checkpoint=)." if found == CHECKPOINT else ""
+        remedy = " Name another folder for the checkpoint."
+        if found == CHECKPOINT:
+            remedy = " Go on with fit_latent_sampler(..., checkpoint=)."
         raise FileFormatError(f"{path}: expected {kind}; this is {str(found)!r}.{remedy}")
     expected = str(header.get("sha256"))
     digest = hashlib.sha256(content.replace(expected.encode(), _BLANK.encode(), 1)).hexdigest()
     if digest != expected:
         raise FileFormatError(
-            f"{path}: damaged: expected SHA-256 {expected}; got {digest}. Copy or save it anew."
+            f"{path}: damaged: expected SHA-256 {expected}; got {digest}. {_REMEDIES[kind]}"
         )
     try:
         return safetensors.torch.load(content), header
     except (SafetensorError, ValueError, KeyError) as error:
-        raise FileFormatError(f"{path}: expected a safetensors file; {error}.") from error
+        raise FileFormatError(
+            f"{path}: expected a safetensors file; {error}. {_REMEDIES[kind]}"
+        ) from error
 
 
-def _header(content: bytes, path: str) -> dict[str, Any]:
+def _read(path: Path, kind: str) -> bytes:
+    """Read a file, and say what else could be meant where there is none."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"Expected the file of {kind}; there is no {str(path)!r} (from {os.getcwd()!r})."
+        ) from None
+    except OSError:
+        if not path.is_dir():
+            raise
+        raise IsADirectoryError(
+            f"Expected the file of {kind}; {str(path)!r} is a folder. What save_pretrained wrote is loaded "
+            "by LatentSampler.from_pretrained."
+        ) from None
+
+
+def _header(content: bytes, path: str, kind: str) -> dict[str, Any]:
     size = int.from_bytes(content[:8], "little")
     if len(content) < 10 or not 2 <= size <= min(len(content) - 8, _MOST_HEADER_BYTES):
         raise FileFormatError(
-            f"{path}: expected a safetensors file; this is none, or it is cut off."
+            f"{path}: expected a safetensors file; this is none, or it is cut off. {_REMEDIES[kind]}"
         )
     try:
         metadata = json.loads(content[8 : 8 + size]).get("__metadata__", {})
         text = metadata.get(_KEY)
         header = None if text is None else json.loads(text)
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise FileFormatError(f"{path}: expected a safetensors file; {error}.") from error
+        raise FileFormatError(
+            f"{path}: expected a safetensors file; {error}. {_REMEDIES[kind]}"
+        ) from error
     if not isinstance(header, dict):
         raise FileFormatError(
-            f"{path}: expected a sampler that latentfit saved; this safetensors file has no {_KEY!r} header."
+            f"{path}: expected {kind} that latentfit saved; this safetensors file has no {_KEY!r} header."
         )
     version = header.get("format_version")
     if version != FORMAT_VERSION:

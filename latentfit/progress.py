@@ -1,13 +1,21 @@
-"""Progress bars on stderr, on terminals only unless asked for."""
+"""Progress bars on stderr, on terminals only unless asked for; and a line where somebody waits in vain."""
 
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from types import TracebackType
 
 from tqdm import tqdm
 
-__all__ = ["Bar"]
+__all__ = ["Bar", "say"]
+
+
+def say(line: str, progress: bool | None) -> None:
+    """Write a line to stderr, on a terminal or not, unless progress is False."""
+    if progress is not False and sys.stderr is not None:
+        with suppress(OSError, ValueError):  # closed or full: the work goes on
+            print(line, file=sys.stderr, flush=True)
 
 
 class Bar:

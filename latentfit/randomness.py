@@ -38,10 +38,15 @@ def in_turn() -> Iterator[None]:
     """Wait until no other thread of this process is in such a block.
 
     The global generators, the default dtype and a module's mode belong to all threads: two that change them
-    and give them back would leave each other's. A thread may enter again what it is in.
+    and give them back would leave each other's. A thread may enter again what it is in. The default dtype is
+    given back here, as it is what models of others change in passing.
     """
     with _turns.setdefault(os.getpid(), threading.RLock()):
-        yield
+        dtype = torch.get_default_dtype()
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(dtype)
 
 
 @contextmanager
@@ -124,18 +129,14 @@ def plugin_defaults(device: torch.device) -> Iterator[None]:
     always would cost each small operation some two microseconds.)
     """
     with in_turn():
-        dtype = torch.get_default_dtype()
         foreign = torch.get_default_device().type not in ("cpu", device.type)
         kinds = filter(torch.amp.is_autocast_available, {"cpu", device.type})
         halved = [kind for kind in kinds if torch.is_autocast_enabled(kind)]
-        try:
-            torch.set_default_dtype(torch.float32)
-            with device if foreign else nullcontext(), ExitStack() as stack:
-                for kind in halved:
-                    stack.enter_context(torch.autocast(kind, enabled=False))
-                yield
-        finally:
-            torch.set_default_dtype(dtype)
+        torch.set_default_dtype(torch.float32)  # the turn's end gives the caller's back
+        with device if foreign else nullcontext(), ExitStack() as stack:
+            for kind in halved:
+                stack.enter_context(torch.autocast(kind, enabled=False))
+            yield
 
 
 def check_seed(seed: Any) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from latentfit.arguments import check_path, check_whole, reason, told
 from latentfit.condition import Condition
+from latentfit.custom import probe_of
 from latentfit.encoding import check_finite
 from latentfit.errors import (
     DataError,
@@ -21,6 +23,7 @@ from latentfit.errors import (
     DensityUnavailable,
     FileFormatError,
     LatentfitError,
+    LatentsWarning,
     NonFiniteError,
     OptionError,
 )
@@ -221,7 +224,14 @@ class LatentSampler:
         Raises:
             DecoderUnavailable: None was given.
             DataError: z has another shape.
+
+        Warns:
+            LatentsWarning: The decoder made NaN of some; they are returned as they are.
         """
+        return self._decoded(z, stacklevel=3)
+
+    def _decoded(self, z: Tensor | np.ndarray[Any, Any], stacklevel: int) -> Tensor:
+        """Decode; a warning shows the line of who called whoever calls this."""
         if self._decoder is None:
             raise DecoderUnavailable(
                 "This sampler has no decoder; pass decoder= to fit_latent_sampler or load_sampler."
@@ -229,9 +239,31 @@ class LatentSampler:
         latents = self._latents(z)
         with self._decoder.evaluating():
             if not len(latents):  # some decoders can't take none: decode one to learn the shape
-                return self._decoder(latents.new_zeros(1, *self.shape))[:0]
+                return self._decode_batch(latents.new_zeros(1, *self.shape))[:0]
             size = int(self.info["batch_size"])
-            return torch.cat([self._decoder(part.clone()) for part in latents.split(size)])
+            decoded = torch.cat([self._decode_batch(part.clone()) for part in latents.split(size)])
+        if bool(
+            decoded.detach().sum().isnan()
+        ):  # one quick pass; infinities of both signs add up to NaN, too
+            bad = int(decoded.detach().reshape(len(decoded), -1).isnan().any(1).sum())
+            if bad:
+                warnings.warn(
+                    f"Expected numbers from the decoder; {bad} of {len(decoded)} rows hold NaN. If it runs "
+                    "in half precision, run it in float32.",
+                    LatentsWarning,
+                    stacklevel=stacklevel,
+                )
+        return decoded
+
+    def _decode_batch(self, latents: Tensor) -> Tensor:
+        assert self._decoder is not None
+        try:
+            return self._decoder(latents)
+        except LatentfitError:
+            raise
+        except Exception as error:
+            error.add_note(f"while the decoder was given {tuple(latents.shape)} {latents.dtype}")
+            raise
 
     def generate(self, n: int, *, seed: int | None = None, condition: Any = None) -> Tensor:
         """Draw n latents, as :meth:`sample` does, and decode them.
@@ -247,7 +279,7 @@ class LatentSampler:
         z = self.sample(n, seed=seed, condition=condition)
         device = self._decoder.device or self.device
         with isolated_rng(seed ^ 1, device), torch.no_grad():  # not the noise that made z
-            return self.decode(z)
+            return self._decoded(z, stacklevel=3)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Save to one safetensors file, atomically; the decoder is not saved.
@@ -262,6 +294,8 @@ class LatentSampler:
         """What a file has of it: tensors and a header, as write_tensors takes them."""
         tensors = {f"sampler.{k}": v for k, v in self._plugin.state_dict().items()}
         tensors |= {f"transform.{k}": v for k, v in self._transform.state().items()}
+        if self.info["transform"] == Transform.name:
+            tensors |= {f"probe.{k}": v for k, v in probe_of(self._transform).items()}
         if self._condition is not None:
             tensors |= {f"condition.{k}": v for k, v in self._condition.state().items()}
         return tensors, {"info": self.info, "history": self.history}

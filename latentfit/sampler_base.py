@@ -24,7 +24,7 @@ _CHUNK = (
 )
 _MOST = 100  # components of a mixture base, where the user gives no number
 _MOST_UNDER_VECTOR = 10
-_FLOW_COLUMNS = 512  # beyond which a fit of a flow warns; docs/methods.md has the measurements
+_FLOW_COLUMNS = 512  # beyond which a fit of a flow warns; docs/growth.md has the measurements
 
 
 class Sampler(nn.Module, ABC):

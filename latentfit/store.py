@@ -52,6 +52,19 @@ _DTYPES = {
 }
 
 
+_KINDS = {  # of what an index tells of the whole
+    "n": int,
+    "order": str,
+    "shape": list,
+    "dtype": str,
+    "labels": bool,
+    "encoder": str,
+    "data": str,
+    "shards": list,
+}
+_ANEW = "Fit with store= and the encoder's data once more: the index is written anew."
+
+
 @dataclass(frozen=True)
 class Shard:
     """One file of a store.
@@ -94,16 +107,23 @@ class LatentStore:
         self.path = check_path("path", path, "a store's folder")
         index = _read_index(self.path)
         try:
-            self.shape = tuple(int(size) for size in index["shape"])
+            for name, kind in _KINDS.items():
+                if type(index[name]) is not kind:
+                    raise TypeError(f"{name} {told(index[name])}")
+            self.shape = tuple(index["shape"])
             self.dtype = _DTYPES[index["dtype"]]
-            self.has_labels = index["labels"] is True
-            self.encoder, self.data = str(index["encoder"]), str(index["data"])
+            self.has_labels: bool = index["labels"]
+            self.encoder: str = index["encoder"]
+            self.data: str = index["data"]
             self.shards = [Shard(*_fields(entry)) for entry in index["shards"]]
-            if not self.shards or any(size < 1 for size in self.shape):
+            if not self.shards or any(type(size) is not int or size < 1 for size in self.shape):
                 raise ValueError(f"shape {self.shape}, {len(self.shards)} files")
+            if index["n"] != sum(shard.rows for shard in self.shards):
+                raise ValueError(f"n {index['n']}, which the files' rows do not add up to")
         except (KeyError, TypeError, ValueError) as error:
             raise FileFormatError(
-                f"{self.path / INDEX}: expected the index of a store; {type(error).__name__}: {error}."
+                f"{self.path / INDEX}: expected the index of a store; {type(error).__name__}: {error}. "
+                f"{_ANEW}"
             ) from error
         starts = torch.tensor([0, *(shard.rows for shard in self.shards)]).cumsum(0)
         self._starts = starts.tolist()
@@ -355,11 +375,16 @@ def _read_index(folder: Path) -> dict[str, Any]:
             f"Expected a complete store of latents in {str(folder)!r}; it has no {INDEX}. "
             "fit_latent_sampler(encoder, dataset, store=...) makes it, or finishes it."
         ) from None
+    except NotADirectoryError:
+        raise FileFormatError(
+            f"Expected the folder of a store of latents; {str(folder)!r} is a file. An array file is a "
+            "dataset once it is loaded, as by np.load: fit_latent_sampler(None, array)."
+        ) from None
     except (OSError, ValueError, RecursionError) as error:
-        raise FileFormatError(f"{path}: expected the index of a store; {error}.") from error
+        raise FileFormatError(f"{path}: expected the index of a store; {error}. {_ANEW}") from error
     if not isinstance(index, dict) or index.get("format") != STORE_FORMAT:
         raise FileFormatError(
-            f"{path}: expected the index of a store of latents; got another file."
+            f"{path}: expected the index of a store of latents; got another file. Is that the store's folder?"
         )
     version = index.get("format_version")
     if version != STORE_VERSION:

@@ -26,7 +26,7 @@ from latentfit.errors import DataError, FileFormatError, OptionError
 from latentfit.models import Model
 from latentfit.parallel import SOLO, Workers
 from latentfit.persistence import atomic_path
-from latentfit.progress import Bar
+from latentfit.progress import Bar, say
 from latentfit.randomness import isolated_rng, reseed
 from latentfit.store import (
     INDEX,
@@ -44,6 +44,7 @@ __all__ = ["fill_store"]
 
 SHARD_ROWS = 4096  # about; a file ends with a batch
 _LOCK = ".lock"
+_PATIENCE = 1.0  # seconds of waiting for it without a word
 _OWN = re.compile(r"[0-9a-f]{16}-\d{7}\.safetensors|\.[^/]+\.[0-9a-f]{8}\.tmp")
 _KEPT = "; the files that are complete so far are kept"
 
@@ -90,11 +91,12 @@ def fill_store(
     if encoder is not None and encoder.draws:
         fingerprint += f" drawn by seed {seed}"
     fingerprint = workers.first(fingerprint)  # files are named by it
-    with _locked(folder) if workers.is_first else nullcontext():
+    with _locked(folder, progress) if workers.is_first else nullcontext():
         if workers.is_first:
             _clear(folder)
         workers.wait()
-        encoding, each = Encoding(encoder), max(1, SHARD_ROWS // batches.size)
+        encoding = Encoding(encoder, may_be_samples=batches.may_be_samples)
+        each = max(1, SHARD_ROWS // batches.size)
         with (
             ThreadPoolExecutor(1, "latentfit-hashing") as hashing,
             isolated_rng(seed, device),
@@ -147,6 +149,8 @@ class _Filling:
             self._latents.append((start, start + n))
         else:
             latents = self.encoding.latents(index, inputs)  # of a copy: the inputs are being read
+            if self.encoding.encoder is not None:
+                self.encoding.encoder.check_fingerprint()
             check_finite(latents, "latents", self.encoding.remedy + _KEPT, start=self.seen)
             self._latents.append(latents)
         self._hashes.append(digest.result())
@@ -247,19 +251,19 @@ def _digest(inputs: Tensor, labels: Tensor | None) -> str:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def _locked(folder: Path, progress: bool | None) -> Iterator[None]:
     """Hold the folder's lock; the system gives it back if this process dies."""
     lock = FileLock(folder / _LOCK)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _check_folder(folder)  # before a lock is left in another's folder
-        lock.acquire(timeout=0.5)
+        lock.acquire(timeout=_PATIENCE)
     except (FileExistsError, NotADirectoryError):
         raise OptionError(f"Expected store as a folder; {str(folder)!r} is a file.") from None
     except Timeout:
-        with Bar("waiting for another process that fills the store", None) as bar:
-            bar.show(0, None)
-            lock.acquire()
+        where = str(folder.absolute())
+        say(f"latentfit: waiting for another process, which fills the store {where!r}.", progress)
+        lock.acquire()
     except OSError as error:  # no permission, or a place that takes no folders, such as /proc
         raise OptionError(
             f"Expected store as a folder that can be written; {str(folder)!r}: "

@@ -197,8 +197,8 @@ class Planar(_ElementaryFlow):
 class Radial(_ElementaryFlow):
     """Radial flow (Rezende and Mohamed, 2015, arXiv:1505.05770): a baseline, weak beyond one blob.
 
-    Its layers y = x + beta (x - c) / (alpha + |x - c|) map rows to the base, so that the density has a closed
-    form. Sampling inverts them: x lies on the ray from c to y, at the one positive root of a quadratic
+    Its layers ``y = x + beta (x - c) / (alpha + |x - c|)`` map rows to the base, so that the density has a
+    closed form. Sampling inverts them: x lies on the ray from c to y, at the one positive root of a quadratic
     equation, which is taken in float64. No layer's slope is below 1e-3, which keeps it invertible: in float64
     each is undone, either way, to 1e-10 of the largest number that it meets.
 

@@ -11,7 +11,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from latentfit.arrays import SUFFIXES, check_folder, check_target, read_array, write_array
+from latentfit.arrays import (
+    SUFFIXES,
+    check_folder,
+    check_target,
+    map_array,
+    read_array,
+    write_array,
+)
 from latentfit.errors import DataError, FileFormatError
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.int64, torch.uint8, torch.bool)
@@ -260,3 +267,16 @@ def test_objects_in_a_file_are_told_without_advice_to_run_them(tmp_path):
     with pytest.raises(FileFormatError, match="holds other objects.*Save the tensor alone") as told:
         read_array(path)
     assert "weights_only" not in str(told.value)
+
+
+def test_a_file_that_is_cut_off_or_of_another_kind_gets_a_remedy(tmp_path):
+    write_array(tmp_path / "z.npy", torch.zeros(100, 3))
+    content = (tmp_path / "z.npy").read_bytes()
+    (tmp_path / "z.npy").write_bytes(content[:500])
+    for read in (read_array, map_array):
+        with pytest.raises(
+            FileFormatError, match="cut off, or of another format. Write or copy it"
+        ):
+            read(tmp_path / "z.npy")
+    with pytest.raises(DataError, match=r"\.npy, \.npz, .* got '.*z.csv'. Convert it: np\.save"):
+        read_array(tmp_path / "z.csv")

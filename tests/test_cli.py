@@ -597,10 +597,20 @@ def test_an_encoder_that_fails_is_told_in_one_line(run, tmp_path, monkeypatch):
     Path("my_models_c.py").write_text("import a_library_that_is_not_there\n")
     words = ("--data", "x.npy", "--out", "s.safetensors")
     code, _, err = run("fit", "--encoder", "my_models_b:encoder", *words)
-    assert (code, err) == (1, "Error: RuntimeError: two lines (--debug shows where)\n")
+    note = "(while the encoder was given batch 0, (4, 2) torch.float32)"
+    assert (code, err) == (1, f"Error: RuntimeError: two lines {note} (--debug shows where)\n")
     code, _, err = run("fit", "--encoder", "my_models_c:encoder", *words)
     assert code == 1
-    assert err.startswith("Error: ModuleNotFoundError: No module named 'a_library_that_is_not_ther")
+    told = "Error: Expected --encoder to name a module that can be imported; importing 'my_models_c' raised "
+    assert err.startswith(f"{told}ModuleNotFoundError: No module named 'a_library_that_is_not_ther")
+    code, _, err = run("fit", "--debug", "--encoder", "my_models_c:encoder", *words)
+    assert "my_models_c.py" in err.partition(told)[0]
+    Path("my_broken_models.py").write_text("raise ValueError('two\\nlines')\n")
+    code, _, err = run("fit", "--encoder", "my_broken_models:encoder", *words)
+    assert code == 1
+    assert err.endswith(
+        "importing 'my_broken_models' raised ValueError: two lines (--debug shows where)\n"
+    )
     code, _, err = run("fit", "--encoder", "torch.nn:Linear", *words)
     assert code == 1
     assert "got the class Linear" in err
@@ -842,5 +852,5 @@ def test_a_module_that_ends_the_process_is_told(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "ends_at_once.py").write_text("raise SystemExit(3)\n")
     code, out, err = run("check", "ends_at_once:Sampler")
-    assert (code, out) == (2, "")
+    assert (code, out) == (1, "")
     assert "importing 'ends_at_once' raised SystemExit: 3" in err

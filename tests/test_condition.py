@@ -178,7 +178,10 @@ def test_a_single_number_is_a_vector_of_one() -> None:
         (3.0, "one of the classes.*got 3.0"),
         ("3", "one of the classes.*got '3'"),
         ([3, 3], r"or 5 of them; got \[3, 3\]"),
-        (torch.full((5, 1), 3), r"got an array of torch.int64 \(5, 1\)"),
+        (torch.full((4, 1), 3), r"got an array of torch.int64 \(4, 1\)"),
+        (torch.full((5, 2), 3), r"got an array of torch.int64 \(5, 2\)"),
+        (True, "one of the classes -7, 3, 40, or 5 of them; got True, a flag. Pass the class"),
+        (np.ones(5, bool), r"got an array of bool \(5,\), a flag"),
         ([3, 3, 3, 3, 99], "got 99"),
         (2**62, "got 4611686018427387904"),
         (object(), "got <object"),
@@ -191,12 +194,25 @@ def test_other_classes_are_refused(by_class: LatentSampler, condition: Any, mess
         by_class.log_prob(X[:5], condition=condition)
 
 
-@pytest.mark.parametrize(
-    "condition", [1.0, [1.0, 2.0, 3.0], torch.zeros(4, 2), [math.nan, 0.0], "x", None]
-)
+@pytest.mark.parametrize("condition", [1.0, [1.0, 2.0, 3.0], torch.zeros(4, 2), "x", None])
 def test_other_vectors_are_refused(by_vector: LatentSampler, condition: Any) -> None:
     with pytest.raises(OptionError, match="Expected (a )?condition"):
         by_vector.sample(5, condition=condition)
+
+
+def test_vectors_that_are_not_finite_are_told_as_such(by_vector: LatentSampler) -> None:
+    with pytest.raises(OptionError, match=r"finite numbers; got 1 that .* NaN .* in \[nan, 0.0\]"):
+        by_vector.sample(5, condition=[math.nan, 0.0])
+
+
+def test_a_column_of_classes_is_taken_wherever_labels_are(by_class: LatentSampler) -> None:
+    column = Y[:, None]
+    sampler = fit(X, column)
+    assert sampler.info["condition"] == by_class.info["condition"]
+    drawn = sampler.sample(5, condition=column[:5], seed=0)
+    assert torch.equal(drawn, sampler.sample(5, condition=Y[:5], seed=0))
+    scores = sampler.log_prob(X[:5], condition=column[:5].numpy())
+    assert torch.equal(scores, sampler.log_prob(X[:5], condition=Y[:5]))
 
 
 def test_no_samples_need_no_particular_condition(by_class: LatentSampler) -> None:

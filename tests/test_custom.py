@@ -10,8 +10,9 @@ from torch import Tensor
 
 from latentfit import fit_latent_sampler, load_sampler
 from latentfit.custom import check_transform_object
-from latentfit.errors import OptionError
+from latentfit.errors import FileFormatError, OptionError
 from latentfit.moments import measure
+from latentfit.persistence import read_tensors, write_tensors
 from latentfit.transforms import Moments, Transform
 
 LATENTS = torch.randn(300, 4, generator=torch.Generator().manual_seed(0)) * 2 + 1
@@ -223,3 +224,88 @@ def test_auto_tells_of_a_fault_once_and_as_it_is() -> None:
     bad = faulty(log_determinant=lambda self, x: -Good.log_determinant(self, x))
     with pytest.raises(OptionError, match="^Expected Faulty.log_determinant"):
         fit_latent_sampler(None, LATENTS, method="auto", transform=bad)
+
+
+# --- the same class, another map ---
+
+
+def named_good(**members: Any) -> Transform:
+    """Make a Good with other members that a file takes for one."""
+    made: Transform = type("Good", (Good,), members)()
+    return made
+
+
+OTHERS: dict[str, tuple[str, Any]] = {
+    "another inverse": ("inverse", lambda self, x, dtype: 1.01 * Good.inverse(self, x, dtype)),
+    "another forward": ("forward", lambda self, x: Good.forward(self, x) + 0.01),
+    "another determinant": ("log_determinant", lambda self, x: Good.log_determinant(self, x) + 1),
+    "rows of another shape": ("forward", lambda self, x: Good.forward(self, x)[:, :1]),
+    "NaN": ("inverse", lambda self, x, dtype: torch.full_like(x, torch.nan).to(dtype)),
+    "an error": ("forward", raising),
+}
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_an_object_with_another_map_is_refused(other: str, tmp_path: Path) -> None:
+    fit(Good()).save(tmp_path / "s")
+    method, member = OTHERS[other]
+    message = rf"the map that the sampler was saved with; Good\.{method} .* \S+s keeps"
+    with pytest.raises(OptionError, match=message):
+        load_sampler(tmp_path / "s", transform=named_good(**{method: member}))
+
+
+def test_rounding_makes_no_other_map(tmp_path: Path) -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        return Good.forward(self, x) * (1 + 1e-6)
+
+    sampler = fit(Good(), LATENTS * torch.tensor([1e-3, 1.0, 1.0, 2.0]))
+    sampler.save(tmp_path / "s")
+    again = load_sampler(tmp_path / "s", transform=named_good(forward=forward))
+    again.save(tmp_path / "t")
+    assert load_sampler(tmp_path / "t", transform=Good()).dim == 4
+
+
+def test_a_file_without_rows_to_compare_is_taken_as_it_is(tmp_path: Path) -> None:
+    fit(Good()).save(tmp_path / "s")
+    tensors, header = read_tensors(tmp_path / "s")
+    assert {name for name in tensors if name.startswith("probe.")} == {
+        "probe.rows",
+        "probe.latents",
+        "probe.again",
+        "probe.log_determinant",
+    }
+    told = {"info": header["info"], "history": header["history"]}
+    older = {name: t for name, t in tensors.items() if not name.startswith("probe.")}
+    write_tensors(tmp_path / "older", older, told)
+    assert load_sampler(tmp_path / "older", transform=Good()).dim == 4
+    for change in ({"probe.rows": torch.zeros(0, 4)}, {"probe.more": torch.zeros(1)}):
+        write_tensors(tmp_path / "forged", {**tensors, **change}, told)
+        with pytest.raises(FileFormatError, match="a transform's probe of shapes"):
+            load_sampler(tmp_path / "forged", transform=Good())
+
+
+def test_a_map_that_takes_no_normal_rows_can_be_saved(tmp_path: Path) -> None:
+    class Positive(Good):
+        """Refuses rows that it never makes."""
+
+        def forward(self, latents: Tensor) -> Tensor:
+            return latents.double().exp().float()
+
+        def inverse(self, rows: Tensor, dtype: torch.dtype) -> Tensor:
+            if (rows <= 0).any():
+                raise ValueError("negative rows")
+            return rows.double().log().to(dtype)
+
+        def log_determinant(self, latents: Tensor) -> Tensor:
+            return latents.double().sum(1).float()
+
+    fit(Positive()).save(tmp_path / "s")
+    assert load_sampler(tmp_path / "s", transform=Positive()).dim == 4
+
+
+def test_saving_and_loading_leave_the_random_state_alone(tmp_path: Path) -> None:
+    sampler = fit(Good())
+    before = torch.get_rng_state()
+    sampler.save(tmp_path / "s")
+    load_sampler(tmp_path / "s", transform=Good())
+    assert torch.equal(torch.get_rng_state(), before)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import scipy.stats
 import torch
 from sklearn.datasets import make_swiss_roll
 from sklearn.neighbors import NearestNeighbors
+from torch.utils.data import DataLoader, TensorDataset
 
 from latentfit import Diagnosis, diagnose
 from latentfit.errors import DataError, NonFiniteError, OptionError
@@ -454,9 +456,7 @@ def test_what_is_no_latents_is_refused(given: Any, told: str) -> None:
 def test_what_is_not_finite_is_refused_with_count_and_place(bad: float) -> None:
     x = normal(400_000, 8)  # in more than one part
     x[[399_000, 399_500], 3] = bad
-    with pytest.raises(
-        NonFiniteError, match="latents; got 2 of 400000 rows.* index 399000; if the"
-    ):
+    with pytest.raises(NonFiniteError, match="latents; got 2 of 400000 rows.* index 399000; leave"):
         diagnose(x)
     with pytest.raises(NonFiniteError, match="finite validation latents; got 2 of"):
         diagnose(normal(100, 8), validation=x)
@@ -492,3 +492,21 @@ def test_the_caller_s_default_dtype_does_not_matter() -> None:
         assert diagnose(x).to_dict() == expected
     finally:
         torch.set_default_dtype(torch.float32)
+
+
+def test_what_holds_latents_elsewhere_is_told_how_to_get_them(tmp_path: Path) -> None:
+    for path in ("z.npy", tmp_path / "z.npy"):
+        with pytest.raises(
+            DataError, match=r"Load the file first, as by np\.load; LatentStore\(path\)"
+        ):
+            diagnose(path)
+    with pytest.raises(DataError, match=r"got DataLoader.*torch\.cat.*store=path.*LatentStore"):
+        diagnose(DataLoader(TensorDataset(torch.zeros(4, 2))))
+
+
+@pytest.mark.parametrize(
+    "dtype, remedy", [(torch.float32, "; leave these rows out"), (torch.float16, "half precision")]
+)
+def test_the_remedy_for_nan_suits_the_dtype(dtype: torch.dtype, remedy: str) -> None:
+    with pytest.raises(NonFiniteError, match=remedy):
+        diagnose(torch.full((9, 2), torch.nan, dtype=dtype))

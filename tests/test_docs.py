@@ -1,5 +1,6 @@
 """The documentation: its code runs, its commands parse, its links lead somewhere, its lists are whole."""
 
+import doctest
 import importlib
 import inspect
 import re
@@ -22,7 +23,21 @@ from latentfit.cli import cli, main
 from latentfit.registry import load_benchmark
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCS = ROOT / "docs"
+# All but what building the site copies there. An example's own README is a page like any other.
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted(
+        p for p in DOCS.rglob("*.md") if p.relative_to(DOCS).parts[0] not in ("_build", "results")
+    ),
+]
+
+
+def page_id(page: Path) -> str:
+    return page.relative_to(ROOT).with_suffix("").as_posix()
+
+
 FENCE = re.compile(r"^```(\w+)(?: file=(\S+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -86,7 +101,7 @@ def install(project: dict, folder: Path) -> None:
 @pytest.mark.parametrize(
     "page",
     [page for page in PAGES if any(block.language == "python" for block in blocks(page))],
-    ids=lambda page: page.stem,
+    ids=page_id,
 )
 def test_page_runs(page, tmp_path, monkeypatch):
     known = set(sys.modules)
@@ -121,16 +136,57 @@ def test_command_that_makes_no_sense_would_not_parse(parse, line):
     assert parse(line.split()) == 2
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def anchors(page: Path) -> set[str]:
+    """What GitHub and MyST call a page's headings."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
+    titles = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
 def test_links_lead_somewhere(page):
-    targets = re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text("utf-8"))
-    local = [target for target in targets if not target.startswith("https://")]
-    assert [target for target in local if not (page.parent / target).exists()] == []
+    text = page.read_text("utf-8")
+    lost = []
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        path, _, anchor = target.partition("#")
+        place = page.parent / path if path else page
+        if target.startswith("https://"):
+            continue
+        if not place.exists() or (anchor and anchor not in anchors(place)):
+            lost.append(target)
+    assert lost == []
 
 
 def test_every_page_is_linked_from_the_readme():
     readme = (ROOT / "README.md").read_text("utf-8")
-    assert [p.name for p in (ROOT / "docs").glob("*.md") if f"(docs/{p.name})" not in readme] == []
+    framing = {"index.md", "contributing.md", "changelog.md"}  # the site's, of other files' text
+    pages = [p.name for p in DOCS.glob("*.md") if p.name not in framing]
+    assert [name for name in pages if f"(docs/{name})" not in readme] == []
+
+
+def test_every_page_is_in_the_site_s_contents():
+    contents = (DOCS / "index.md").read_text("utf-8").splitlines()
+    pages = {p.relative_to(DOCS).with_suffix("").as_posix() for p in PAGES[2:]} - {"index"}
+    assert [page for page in pages if page not in contents] == []
+
+
+def test_every_method_is_on_the_samplers_page():
+    page = (DOCS / "reference" / "samplers.md").read_text("utf-8")
+    sections = re.findall(r"^## (\S+)\n\n.*\n\.\. autoclass:: (\S+)\.(\w+)$", page, re.MULTILINE)
+    listed = {name: f"{module}:{title}" for name, module, title in sections}
+    first_party = [s for s in latentfit.list_samplers() if s.distribution == "latentfit"]
+    assert listed == {info.name: info.value for info in first_party}
+
+
+DOCTESTS = [p for p in (ROOT / "latentfit").rglob("*.py") if ">>> " in p.read_text("utf-8")]
+
+
+@pytest.mark.parametrize("path", DOCTESTS, ids=lambda path: path.stem)
+def test_examples_in_docstrings_are_right(path):
+    name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    found = doctest.testmod(importlib.import_module(name))
+    assert found.attempted > 0
+    assert found.failed == 0
 
 
 def test_readme_has_the_two_commands_and_ci_runs_the_second():
@@ -182,7 +238,13 @@ def test_signatures_on_the_api_page_are_the_code_s():
         latentfit.metrics.gaussian_moments,
         latentfit.metrics.frechet_distance_from_moments,
         latentfit.metrics.c2st,
+        latentfit.metrics.c2st_interval,
         latentfit.metrics.energy_distance,
+        latentfit.metrics.kernel_distance,
+        latentfit.metrics.sliced_wasserstein,
+        latentfit.metrics.density_coverage,
+        latentfit.metrics.precision_recall,
+        latentfit.metrics.data_copying,
         latentfit.reporting.draw_grid,
         latentfit.reporting.evaluate,
         latentfit.reporting.find_neighbours,

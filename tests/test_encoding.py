@@ -1,5 +1,7 @@
 """Datasets of every kind, through an encoder or none, to the same latents; and what can't be used."""
 
+import functools
+import re
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -43,8 +45,11 @@ class Arrays(Dataset[Any]):
 
 
 class Stream(IterableDataset[Tensor]):
+    def __init__(self, rows: Tensor = X) -> None:
+        self.rows = rows
+
     def __iter__(self) -> Iterator[Tensor]:
-        return iter(X)
+        return iter(self.rows)
 
 
 class ArrayLike:
@@ -189,7 +194,8 @@ def test_a_large_array_is_read_batch_by_batch() -> None:
         (["a"], "got str"),
         ([None], "got NoneType"),
         ([X, X[:, :2]], r"one shape \(n, 4\); batch 1 has \(25, 2\). A list or tuple is read as"),
-        ((X, Y), r"batch 1 has \(25,\). A list or tuple is read as batches, not as \(x, y\)"),
+        ((X, Y), r"got a tuple of \(25, 4\) and \(25,\). .* not as \(x, y\): pass TensorDataset"),
+        ([X.numpy(), np.zeros((25, 1))], r"\(25, 1\). A list or tuple is read .* TensorDataset"),
         ({"a": X, "b": X}, "one called x, input, .*; got the keys 'a', 'b'"),
         ({}, "got the keys none"),
         ([{"label": 3}], "got the keys 'label'"),
@@ -213,6 +219,35 @@ def test_non_finite_latents_are_counted(bad: float) -> None:
         NonFiniteError, match="2 of 25 rows with NaN or infinity, the first at index 11"
     ):
         plain_encode(x)
+
+
+@pytest.mark.parametrize("where", ["in memory", "loader", "store"])
+def test_inputs_that_are_not_finite_are_no_fault_of_the_encoders(
+    where: str, tmp_path: Path
+) -> None:
+    x = X.clone()
+    x[11, 2] = torch.nan
+    told = r"first at index 11; the dataset's rows hold such themselves, the first in batch 1: leave them out"
+    loader = DataLoader(TensorDataset(x), batch_size=8)
+    calls: dict[str, Callable[[], Any]] = {
+        "in memory": lambda: plain_encode(x, nn.Identity()),
+        "loader": lambda: plain_encode(loader, nn.Identity()),
+        "store": lambda: fill_store(tmp_path, encoder_of(nn.Identity()), x, batch_size=8),
+    }
+    with pytest.raises(NonFiniteError, match=told) as caught:
+        calls[where]()
+    assert "half precision" not in str(caught.value)
+
+
+def test_an_encoder_that_writes_nan_over_its_input_is_at_fault_itself() -> None:
+    loader = DataLoader(TensorDataset(X), batch_size=8)
+    with pytest.raises(NonFiniteError, match="index 0; if the encoder runs in half precision"):
+        plain_encode(loader, lambda x: x.sub_(9).log_())
+    for dataset in (X, loader):
+        with pytest.raises(
+            NonFiniteError, match="index 0; the encoder makes them of finite inputs"
+        ):
+            plain_encode(dataset, lambda x: (x - 9).log())
 
 
 def test_an_encoder_that_overflows_in_half_precision_is_told_so() -> None:
@@ -243,6 +278,116 @@ def test_what_the_dataset_raises_comes_through(error: type[BaseException]) -> No
     expected = DataError if error is StopIteration else error  # that one means the end
     with pytest.raises(expected):
         plain_encode(Broken())
+
+
+@pytest.mark.parametrize(
+    "x, hint", [(X, ""), (X.long(), r"; if it takes no whole numbers, give it x.float\(\)")]
+)
+def test_an_error_of_the_encoders_tells_what_it_was_given(x: Tensor, hint: str) -> None:
+    def encoder(x: Tensor) -> Tensor:
+        raise KeyError("a")
+
+    with pytest.raises(KeyError) as caught:
+        plain_encode(x, encoder)
+    (note,) = caught.value.__notes__
+    assert re.fullmatch(rf"while the encoder was given batch 0, \(8, 4\) {x.dtype}{hint}", note)
+
+
+class Items(Dataset[Any]):
+    """What a function gives, of a length that may not be true; None is no length."""
+
+    def __init__(self, item: Callable[[int], Any]) -> None:
+        self.item = item
+
+    def __getitem__(self, index: int) -> Any:
+        return self.item(index)
+
+
+class Counted(Items):
+    def __len__(self) -> int:
+        return 40
+
+
+def broken(index: int) -> Tensor:
+    if index == 13:
+        raise OSError("truncated file")
+    return X[0]
+
+
+@pytest.mark.parametrize(
+    "make", [lambda items: items, lambda items: DataLoader(items, batch_size=8)]
+)
+def test_a_dataset_without_a_length_is_refused(make: Any) -> None:
+    with pytest.raises(
+        DataError, match="with a length; got Items .* derive it from IterableDataset"
+    ):
+        plain_encode(make(Items(X.__getitem__)))
+
+
+@pytest.mark.parametrize("workers", [None, 0, 1])
+@pytest.mark.parametrize(
+    "item, error, place",
+    [
+        (X.__getitem__, IndexError, "batch 3: it is item 25, of the 40 that the dataset's len()"),
+        (broken, OSError, "batch 1: it is item 13, of the 40"),
+    ],
+)
+def test_an_error_of_the_datasets_tells_the_item(
+    item: Any, error: type[Exception], place: str, workers: int | None
+) -> None:
+    items: Any = Counted(item)
+    if workers is not None:
+        items = DataLoader(items, batch_size=8, num_workers=workers)
+    with pytest.raises(error) as caught:
+        plain_encode(items)
+    assert any(f"while the dataset gave {place}" in note for note in caught.value.__notes__)
+
+
+def test_an_error_that_does_not_come_again_tells_the_batch() -> None:
+    calls = iter(range(99))
+
+    def once(index: int) -> Tensor:
+        if next(calls) == 20:
+            raise OSError("the network")
+        return X[0]
+
+    def collate(items: list[Any]) -> Any:
+        raise ZeroDivisionError
+
+    def stream() -> Iterator[Tensor]:
+        yield X
+        raise ZeroDivisionError
+
+    loader = DataLoader(Counted(once), batch_size=8, shuffle=True, collate_fn=collate)
+    for dataset, place in (
+        (Counted(once), "batch 2, items 16 to 23 of 40"),
+        (loader, "batch 0"),
+        (stream(), "batch 1"),
+    ):
+        with pytest.raises((OSError, ZeroDivisionError)) as caught:
+            plain_encode(dataset)
+        assert caught.value.__notes__ == [f"while the dataset gave {place}"]
+
+
+def test_images_of_pil_get_a_remedy_of_theirs() -> None:
+    image = pytest.importorskip("PIL.Image").new("L", (4, 4))
+    images = Counted(lambda index: (image, 1))
+    for dataset in (images, DataLoader(images, batch_size=8), [[image] * 8], [(image, 1)] * 8):
+        with pytest.raises(
+            DataError, match=r"got (PIL\.Image\.)?Image.*ToTensor\(\), or .*np\.array"
+        ):
+            plain_encode(dataset)
+
+
+def test_a_default_dtype_that_the_encoder_sets_is_given_back(tmp_path: Path) -> None:
+    def encoder(x: Tensor) -> Tensor:
+        torch.set_default_dtype(torch.float64)
+        return x
+
+    plain_encode(X, encoder)
+    assert torch.get_default_dtype() == torch.float32
+    fill_store(tmp_path, encoder_of(encoder), X, batch_size=8)
+    assert torch.get_default_dtype() == torch.float32
 
 
 def test_a_module_is_not_taken_for_a_dataset() -> None:
@@ -419,3 +564,58 @@ def test_an_item_unlike_the_others_is_named(odd: Any, told: str) -> None:
 def test_single_samples_are_not_taken_for_batches(make: Any) -> None:
     with pytest.raises(DataError, match=r"single samples.*batch_size=512"):
         encode(None, make(), batch_size=10)
+
+
+@pytest.mark.parametrize(
+    "encoder, shape",
+    [
+        (nn.Conv2d(3, 3, 3), (3, 8, 8)),
+        (nn.Conv2d(1, 1, 3), (1, 8, 8)),
+        (nn.Conv2d(2, 2, 3), (2, 8, 8)),
+        (nn.Conv3d(2, 2, 3), (2, 8, 8, 8)),
+        (nn.Sequential(nn.Conv2d(3, 3, 3), nn.AvgPool2d(6)), (3, 8, 8)),
+    ],
+)
+@pytest.mark.parametrize("kind", ["list", "generator", "loader"])
+def test_samples_that_an_encoder_takes_for_batches_are_seen(
+    encoder: nn.Module, shape: tuple[int, ...], kind: str, tmp_path: Path
+) -> None:
+    samples = torch.randn(20, *shape)
+    datasets = {
+        "list": list(samples),
+        "generator": (row for row in samples),
+        "loader": DataLoader(Stream(samples), batch_size=None),
+    }
+    with pytest.raises(DataError, match=rf"single samples of shape \({shape[0]}, .*torch\.stack"):
+        plain_encode(datasets[kind], encoder)
+    with pytest.raises(DataError, match="single samples"):
+        fill_store(tmp_path / "store", encoder_of(encoder), list(samples), batch_size=4)
+
+
+def test_samples_that_make_other_rows_get_the_hint() -> None:
+    with pytest.raises(
+        EncoderOutputError, match=r"3 rows of a batch.*single samples.*torch\.stack"
+    ):
+        plain_encode(list(torch.randn(20, 3, 8, 8)), nn.Conv2d(3, 5, 3))
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 7])
+def test_batches_of_few_rows_are_no_samples(n: int) -> None:
+    encoder = nn.Conv2d(3, 3, 3)
+    images = torch.randn(14, 3, 8, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(plain_encode(list(images.split(n)), encoder), encoder(images))
+
+
+def test_trying_the_first_batch_changes_no_random_numbers() -> None:
+    def noisy(x: Tensor) -> Tensor:
+        return x + torch.randn_like(x)
+
+    torch.testing.assert_close(
+        plain_encode(list(X.split(5)), noisy), encode(encoder_of(noisy), X, batch_size=5)
+    )
+
+
+def test_an_encoder_that_caches_by_its_input_gets_other_objects() -> None:
+    cached = functools.lru_cache(lambda x: 2 * x)
+    torch.testing.assert_close(plain_encode(X, cached), 2 * X)

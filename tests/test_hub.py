@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 
+import latentfit.hub
 from latentfit import LatentSampler, fit_latent_sampler
 from latentfit.errors import FileFormatError, OptionError
 
@@ -213,3 +214,35 @@ def test_without_huggingface_hub_folders_work(
     for call in (lambda: LatentSampler.from_pretrained("a/b"), lambda: sampler.push_to_hub("a/b")):
         with pytest.raises(ImportError, match=r"pip install 'latentfit\[hub\]'"):
             call()
+
+
+@pytest.mark.parametrize(
+    "name", ["./nope", "../nope", "a--b/c", "a/b..c", "a/b-", "-a/b", "a/.b", "a/b/c", "no", "~/no"]
+)
+def test_what_can_be_no_repository_is_told_without_asking(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("latentfit.hub._hub", lambda: pytest.fail("asked"))
+    told = r"a repository's name such as 'user/name'; got '.*'; there is no such folder"
+    with pytest.raises(FileNotFoundError, match=told):
+        LatentSampler.from_pretrained(name)
+
+
+@pytest.mark.parametrize(
+    "name", ["user/name", "a/b", "a_-b.c/_d", "a-b/c", "./a", "a/-b", "a--b/c", "a.b/c..d", "a/b."]
+)
+def test_the_rule_for_names_is_the_hubs(name: str) -> None:
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    try:
+        validate_repo_id(name)
+        valid = True
+    except HFValidationError:
+        valid = False
+    assert bool(latentfit.hub._REPOSITORY.fullmatch(name)) == valid
+
+
+def test_a_file_is_no_folder_to_load(sampler: LatentSampler, tmp_path: Path) -> None:
+    sampler.save(tmp_path / "s")
+    with pytest.raises(FileNotFoundError, match="that is a file: load_sampler loads it"):
+        LatentSampler.from_pretrained(str(tmp_path / "s"))

@@ -166,10 +166,20 @@ ORIGINS: dict[str, tuple[Callable[[float, LatentSampler, Path], object], str]] =
         lambda bad, *_: fit_latent_sampler(None, X, method="gaussian", condition=broken(bad)),
         "finite; got 2 that are NaN or infinite",
     ),
-    "c2st's": (lambda bad, *_: metrics.c2st(X, broken(bad)), "finite.*2"),
-    "frechet_distance's": (lambda bad, *_: metrics.frechet_distance(X, broken(bad)), "finite.*2"),
-    "energy_distance's": (lambda bad, *_: metrics.energy_distance(X, broken(bad)), "finite.*2"),
-    "density_coverage's": (lambda bad, *_: metrics.density_coverage(X, broken(bad)), "finite.*2"),
+    **{
+        f"{metric.__name__}'s": (lambda bad, *_, metric=metric: metric(X, broken(bad)), "finite.*2")
+        for metric in (
+            metrics.c2st,
+            metrics.c2st_interval,
+            metrics.density_coverage,
+            metrics.energy_distance,
+            metrics.frechet_distance,
+            metrics.kernel_distance,
+            metrics.precision_recall,
+            metrics.sliced_wasserstein,
+        )
+    },
+    "data_copying's": (lambda bad, *_: metrics.data_copying(X, X, broken(bad)), "finite.*2"),
 }
 
 

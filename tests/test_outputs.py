@@ -288,3 +288,48 @@ def test_the_remedy_within_a_choice_is_a_path(choice: Any) -> None:
         single_tensor(returned if choice == "a" else (returned["a"], Z), choice=choice)
     assert single_tensor((returned["a"], Z), choice="0.mu") is Z
     assert single_tensor(returned, choice="a.mu") is Z
+
+
+@pytest.mark.filterwarnings("ignore:.*quantize")
+def test_quantized_tensors_become_plain() -> None:
+    quantized = torch.quantize_per_tensor(Z, 0.5, 0, torch.qint8)
+    assert torch.equal(single_tensor(quantized), Z)
+    assert torch.equal(single_tensor({"z": quantized}), Z)
+
+
+@pytest.mark.parametrize(
+    "output, remedy",
+    [
+        ([[Z, Y], [Z]], r"torch\.stack\(returned\[0\]\) of tensors in a list in a list"),
+        ([[1.0, 2.0]], r"torch\.tensor\(returned\) of lists of numbers"),
+        (list(torch.zeros(20, 2)), r"of a list of rows with output=torch\.stack"),
+    ],
+)
+def test_lists_of_lists_and_rows_are_told_how_to_become_a_tensor(output: Any, remedy: str) -> None:
+    with pytest.raises(EncoderOutputError, match=remedy):
+        single_tensor(output)
+
+
+def test_the_remedies_for_lists_do_what_they_say() -> None:
+    assert torch.equal(single_tensor(list(Z), choice=torch.stack), Z)
+    assert torch.equal(single_tensor([list(Z)], choice=lambda found: torch.stack(found[0])), Z)
+
+
+def test_a_posterior_without_a_mean_is_told() -> None:
+    cauchy = torch.distributions.Cauchy(Z, torch.ones_like(Z))
+    with pytest.raises(
+        EncoderOutputError, match="got Cauchy, whose mean is NaN.*'mode' or .*'sample'"
+    ):
+        single_tensor(cauchy)
+    assert torch.equal(single_tensor(cauchy, choice="mode"), Z)
+    assert single_tensor(cauchy, choice="sample").shape == Z.shape
+
+
+@pytest.mark.filterwarnings("ignore:.*nested tensors")
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged])
+def test_nested_tensors_are_told_how_to_become_plain(layout: torch.layout) -> None:
+    nested = torch.nested.nested_tensor([Z, Y[:2]], layout=layout)
+    with pytest.raises(EncoderOutputError, match="nested one.*to_padded_tensor"):
+        single_tensor(nested)
+    padded = single_tensor(nested, choice=lambda found: torch.nested.to_padded_tensor(found, 0.0))
+    assert padded.shape == (2, 3, 2)

@@ -318,7 +318,7 @@ def test_no_plugins_leaves_the_first_party_ones(
     site: Site, monkeypatch: pytest.MonkeyPatch, value: str
 ) -> None:
     site.install("someones-flow", {"theirs": site.module("working"), "realnvp": "x:Y"})
-    monkeypatch.setenv(NO_PLUGINS, value)
+    monkeypatch.setenv("LATENTFIT_NO_PLUGINS", value)
     assert {info.distribution for info in list_samplers()} == {"latentfit"}
     assert {info.distribution for info in list_benchmarks()} == {"latentfit"}
     assert load_sampler_class("realnvp").__name__ == "RealNVP"  # the impostor is hidden, too

@@ -410,6 +410,37 @@ def test_generating_is_drawing_and_decoding(method: Method) -> None:
         sampler.decode(torch.zeros(3, 4))
 
 
+def test_an_error_of_the_decoders_tells_what_it_was_given() -> None:
+    sampler = fit_latent_sampler(None, blobs(), method="gaussian", decoder=nn.Linear(3, 2).double())
+    for call in (lambda: sampler.decode(blobs()[:4]), lambda: sampler.generate(4)):
+        with pytest.raises(RuntimeError, match="shapes") as caught:
+            call()
+        assert caught.value.__notes__ == ["while the decoder was given (4, 2) torch.float64"]
+
+
+def test_nan_of_the_decoders_is_counted_in_a_warning_and_given() -> None:
+    def decoder(z: Tensor) -> Tensor:
+        torch.set_default_dtype(torch.float64)
+        return torch.where(torch.arange(len(z))[:, None] < 2, torch.nan, z)
+
+    sampler = fit_latent_sampler(None, blobs(), method="gaussian", decoder=decoder)
+    for call in (lambda: sampler.decode(blobs()[:5]), lambda: sampler.generate(5)):
+        with pytest.warns(
+            LatentsWarning, match="from the decoder; 2 of 5 rows hold NaN."
+        ) as caught:
+            assert call().isnan().sum() == 4
+        assert caught[0].filename == __file__
+    assert torch.get_default_dtype() == torch.float32
+
+
+def test_infinities_of_the_decoders_are_its_own_affair() -> None:
+    signs = torch.tensor([torch.inf, -torch.inf])
+    sampler = fit_latent_sampler(
+        None, blobs(), method="gaussian", decoder=lambda z: z.abs() * signs
+    )
+    assert sampler.generate(5).isinf().all()  # without a warning, which would be an error here
+
+
 def test_a_seed_counts_for_a_decoder_that_draws_too() -> None:
     sampler = fit_latent_sampler(
         None, blobs().float(), decoder=lambda z: z + torch.randn(len(z), 2), steps=2

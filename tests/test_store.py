@@ -6,13 +6,16 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
@@ -205,7 +208,9 @@ def test_an_encoder_that_draws_draws_the_same_whatever_is_there_already(tmp_path
 def test_nan_is_told_with_its_place_and_what_was_encoded_stays(tmp_path: Path) -> None:
     broken = X.clone()
     broken[5000:5003] = torch.nan
-    with pytest.raises(NonFiniteError, match=r"got 3 of rows 4608 to 5119 .* index 5000.*float32"):
+    with pytest.raises(
+        NonFiniteError, match=r"got 3 of rows 4608 to 5119 .* index 5000.*rows hold such"
+    ):
         fill(tmp_path / "store", Counting(), broken)
     with pytest.raises(FileFormatError, match="complete store"):
         LatentStore(tmp_path / "store")
@@ -376,6 +381,28 @@ BLOBS = torch.randn(30_000, 2, generator=torch.Generator().manual_seed(5)) + 6.0
 
 
 @pytest.mark.usefixtures("tiny_memory")
+@pytest.mark.parametrize("progress", [None, True, False])
+def test_who_waits_for_a_store_is_told_once(
+    progress: bool | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("latentfit.storing._PATIENCE", 0.05)
+    own = FileLock(tmp_path / ".lock")
+    own.acquire()
+    with ThreadPoolExecutor(1) as pool:
+        filled = pool.submit(fill_store, tmp_path, None, X[:9], batch_size=9, progress=progress)
+        time.sleep(0.5)
+        waited = not filled.done()
+        own.release()
+        assert len(filled.result(60)) == 9
+    assert waited
+    said = [line for line in capsys.readouterr().err.splitlines() if "waiting" in line]
+    line = f"latentfit: waiting for another process, which fills the store {str(tmp_path)!r}."
+    assert said == ([] if progress is False else [line])
+
+
 @pytest.mark.parametrize("method", ["realnvp", "flow-matching", "r3gan"])
 def test_fits_that_stream_learn_data_that_comes_in_order(method: str, tmp_path: Path) -> None:
     store = fill(tmp_path / "store", None, BLOBS)
@@ -448,6 +475,30 @@ def test_a_damaged_index_is_told(tmp_path: Path) -> None:
         (tmp_path / "store" / "index.json").write_text(text)
         with pytest.raises(FileFormatError, match=r"index\.json"):
             LatentStore(tmp_path / "store")
+
+
+@pytest.mark.parametrize("value", ["many", [1], None, 1.5, {}])
+@pytest.mark.parametrize(
+    "field", ["n", "order", "encoder", "data", "labels", "dtype", "shape", "shards"]
+)
+def test_every_field_of_an_index_has_a_type(field: str, value: Any, tmp_path: Path) -> None:
+    fill(tmp_path, None, X[:9])
+    content = (tmp_path / "index.json").read_text()
+    if type(json.loads(content)[field]) is type(value):
+        value = 7
+    (tmp_path / "index.json").write_text(json.dumps({**json.loads(content), field: value}))
+    with pytest.raises(FileFormatError, match=rf"{field} .* Fit with store= .* is written anew\."):
+        LatentStore(tmp_path)
+    assert len(fill(tmp_path, None, X[:9])) == 9  # which is the remedy
+    assert (tmp_path / "index.json").read_text() == content
+
+
+def test_a_number_of_latents_that_the_files_do_not_have_is_told(tmp_path: Path) -> None:
+    fill(tmp_path, None, X[:9])
+    index = json.loads((tmp_path / "index.json").read_text())
+    (tmp_path / "index.json").write_text(json.dumps({**index, "n": 10}))
+    with pytest.raises(FileFormatError, match="n 10, which the files' rows do not add up to"):
+        LatentStore(tmp_path)
 
 
 def test_missing_damaged_and_replaced_files_are_told(tmp_path: Path) -> None:

@@ -265,7 +265,12 @@ def measuring(user: User) -> None:
     metrics.frechet_distance(user.latents, user.array + 1)
     metrics.c2st(user.latents, user.array + 1)
     metrics.energy_distance(user.latents, user.array + 1)
+    metrics.c2st_interval(user.latents, user.array + 1)
+    metrics.data_copying(user.latents, user.array, user.array + 1, cells=2)
     metrics.density_coverage(user.latents, user.array + 1)
+    metrics.kernel_distance(user.latents, user.array + 1)
+    metrics.precision_recall(user.latents, user.array + 1)
+    metrics.sliced_wasserstein(user.latents, user.array + 1)
 
 
 def looking(user: User) -> None:

@@ -383,9 +383,47 @@ TABLE: dict[str, Row] = {
         lambda w: (latentfit.metrics.c2st, {"x": X, "y": X}),
         {"x": FEATURES, "y": FEATURES, "seed": SEED},
     ),
+    "metrics.c2st_interval": (
+        lambda w: (latentfit.metrics.c2st_interval, {"x": X, "y": X}),
+        {
+            "x": FEATURES,
+            "y": FEATURES,
+            "level": Parameter(more=(1, 1.0, -0.5, "0.95")),
+            "seed": SEED,
+        },
+    ),
     "metrics.energy_distance": (
         lambda w: (latentfit.metrics.energy_distance, {"x": X, "y": X}),
         {"x": FEATURES, "y": FEATURES},
+    ),
+    "metrics.kernel_distance": (
+        lambda w: (latentfit.metrics.kernel_distance, {"x": X, "y": X}),
+        {
+            "x": FEATURES,
+            "y": FEATURES,
+            "bandwidth": Parameter("None", *POSITIVE, more=(-0.5, "1")),
+        },
+    ),
+    "metrics.sliced_wasserstein": (
+        lambda w: (latentfit.metrics.sliced_wasserstein, {"x": X, "y": X}),
+        {
+            "x": FEATURES,
+            "y": FEATURES,
+            "projections": Parameter(more=(2.0, np.True_, 10**6 + 1)),
+            "seed": SEED,
+        },
+    ),
+    "metrics.precision_recall": (
+        lambda w: (latentfit.metrics.precision_recall, {"real": X, "fake": X}),
+        {"real": FEATURES, "fake": FEATURES, "k": Parameter(more=(40, 2.0))},
+    ),
+    "metrics.data_copying": (
+        lambda w: (latentfit.metrics.data_copying, {"train": X, "held_out": X, "samples": X}),
+        {
+            **dict.fromkeys(("train", "held_out", "samples"), FEATURES),
+            "cells": Parameter(more=(41, 2.0)),
+            "seed": SEED,
+        },
     ),
     "metrics.density_coverage": (
         lambda w: (latentfit.metrics.density_coverage, {"real": X, "fake": X}),
@@ -753,6 +791,11 @@ RIGHT: list[tuple[str, str, Any, list[Any]]] = [
     ("LatentStore.moments", "covariance", False, FLAGS),
     ("list_samplers", "check", False, FLAGS),
     ("metrics.c2st", "seed", 5, INTEGERS),
+    ("metrics.c2st_interval", "level", 0.75, FLOATS),
+    ("metrics.kernel_distance", "bandwidth", 0.25, FLOATS),
+    ("metrics.sliced_wasserstein", "projections", 7, INTEGERS),
+    ("metrics.precision_recall", "k", 2, INTEGERS),
+    ("metrics.data_copying", "cells", 1, INTEGERS),
     ("metrics.density_coverage", "k", 3, INTEGERS),
     ("plugin.mixture_size", "n", 100, INTEGERS),
     ("testing.run_checks", "max_seconds", 5.0, FLOATS),

@@ -48,6 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         tell("Interrupted.")
         return 130
     except click.ClickException as error:
+        if debug and error.__cause__ is not None:
+            traceback.print_exception(error.__cause__)
         with suppress(OSError):
             error.show()
         return error.exit_code

@@ -123,6 +123,7 @@ def fit(
     accelerator = launched_accelerator()  # first: it chooses the process's own GPU
 
     from latentfit import fit_latent_sampler
+    from latentfit.arguments import check_path
     from latentfit.arrays import check_folder, read_array
     from latentfit.checkpoint import remove_checkpoints
     from latentfit.errors import DataError
@@ -155,7 +156,8 @@ def fit(
             rows = sampler.info.get("ranking", [sampler.info])
             fits = ("{}", "{}, again")
             remove_checkpoints(
-                checkpoint, [fit.format(row["method"]) for row in rows for fit in fits]
+                check_path("checkpoint", checkpoint),
+                [fit.format(row["method"]) for row in rows for fit in fits],
             )
         if progress is not False:
             click.echo(f"{out}: {sampler!r}")
@@ -258,10 +260,13 @@ Examples:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, and nothing else, on stdout.")
 def info(file: str, as_json: bool) -> None:
     """Tell how a saved sampler was fitted."""
+    from latentfit.arguments import check_path
     from latentfit.errors import FileFormatError
     from latentfit.persistence import read_tensors
 
-    facts = read_tensors(file)[1].get("info")  # without the plugin, which may not be installed here
+    facts = read_tensors(check_path("file", file))[1].get(
+        "info"
+    )  # without the plugin, which may not be installed here
     if not isinstance(facts, dict):
         raise FileFormatError(f"{file}: expected a latentfit header with info; got {facts!r}.")
     if as_json:

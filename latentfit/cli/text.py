@@ -97,7 +97,8 @@ def origin(info: PluginInfo) -> str:
 
 def one_line(error: Exception, debug: str) -> str:
     """Tell an error in one line."""
-    text = printable(" ".join(str(error).split()))
+    notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
+    text = printable(" ".join(f"{error}{notes}".split()))
     if isinstance(error, LatentfitError):
         return text
     if isinstance(error, OSError):

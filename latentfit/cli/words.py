@@ -77,17 +77,20 @@ def import_object(name: str, what: str) -> Any:
     sys.path.insert(0, os.getcwd())
     try:
         found: Any = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise  # the module is there; what it imports is not
-        raise click.UsageError(
-            f"Expected {what} to name a module that is installed or in {os.getcwd()}; "
-            f"there is no {error.name!r}."
-        ) from error
-    except SystemExit as error:  # the module's own; it must not end the command without a word
-        raise click.UsageError(
+    except (
+        Exception,
+        SystemExit,
+    ) as error:  # that of a script would end the command without a word
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if missing is not None and f"{module_name}.".startswith(f"{missing}."):
+            raise click.UsageError(
+                f"Expected {what} to name a module that is installed or in {os.getcwd()}; "
+                f"there is no {missing!r}."
+            ) from error
+        told = " ".join(str(error).split())
+        raise click.ClickException(
             f"Expected {what} to name a module that can be imported; importing {module_name!r} raised "
-            f"SystemExit: {error}."
+            f"{type(error).__name__}: {told} (--debug shows where)"
         ) from error
     for part in attribute.split("."):
         if not hasattr(found, part):
@@ -114,9 +117,10 @@ def launched_accelerator() -> Any:
 def read_latents(text: str) -> Tensor | LatentStore:
     """Read an array file, or open a store's folder."""
     from latentfit import LatentStore
+    from latentfit.arguments import check_path
     from latentfit.arrays import read_array
 
-    return LatentStore(text) if os.path.isdir(text) else read_array(text)
+    return LatentStore(text) if check_path("path", text).is_dir() else read_array(text)
 
 
 def read_dataset(text: str) -> Any:

@@ -6,6 +6,7 @@ import os
 import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -191,22 +192,21 @@ class Diagnosis:
             OptionError: No path, or another suffix.
             OSError: The file can't be written.
         """
-        suffix = check_figure_path(path)
+        target = check_figure_path(path)
         figure = self.figure()
-        with atomic_path(path) as temporary:
-            figure.savefig(temporary, format=suffix.removeprefix("."), dpi=120)
+        with atomic_path(target) as temporary:
+            figure.savefig(temporary, format=target.suffix.lower().removeprefix("."), dpi=120)
 
 
-def check_figure_path(path: str | os.PathLike[str]) -> str:
-    """Give the suffix of a figure's file.
+def check_figure_path(path: str | os.PathLike[str]) -> Path:
+    """Give a figure's file as a path.
 
     Raises:
         OptionError: It is no path, or not one of a figure.
     """
-    check_path("path", path)
-    suffix = os.path.splitext(os.fspath(path))[1].lower()
-    if suffix not in _FORMATS:
+    target = check_path("path", path)
+    if target.suffix.lower() not in _FORMATS:
         raise OptionError(
             f"Expected path as a figure's file ({', '.join(_FORMATS)}); got {told(str(path))}."
         )
-    return suffix
+    return target

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import os
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -85,7 +86,10 @@ class Rows:
         """
         finite = torch.cat([part.isfinite().all(1) for part in self.parts()])
         marked = torch.where(finite, 0.0, math.nan)[:, None]
-        check_finite(marked, self.what, "if the encoder runs in half precision, run it in float32")
+        remedy = "leave these rows out"
+        if self.dtype == "float16":
+            remedy = "if an encoder made them in half precision, run it in float32"
+        check_finite(marked, self.what, remedy)
 
     def _rows(self, part: Any) -> Tensor:
         if not isinstance(part, Tensor):
@@ -116,6 +120,17 @@ def _rounding(data: Any) -> float:
     return float(np.finfo(data.dtype if data.dtype.kind == "f" else np.float32).eps)
 
 
+def _remedy(latents: Any) -> str:
+    if isinstance(latents, str | os.PathLike):
+        return "Load the file first, as by np.load; LatentStore(path) opens a folder of latents."
+    if isinstance(latents, Iterable) and not isinstance(latents, np.ndarray | list | tuple):
+        return (
+            "Put its batches together with torch.cat; an encoder's latents of it are kept by "
+            "fit_latent_sampler(encoder, dataset, store=path), and LatentStore(path) is diagnosed."
+        )
+    return "Leave out what is no number."
+
+
 def _as_data(latents: Any, what: str) -> Any:
     """Give a tensor or an array (N, ...) of real numbers."""
     if isinstance(latents, LatentStore):
@@ -137,7 +152,7 @@ def _as_data(latents: Any, what: str) -> Any:
         if data.dtype.kind not in "buif":
             raise DataError(
                 f"Expected {what} as a tensor or an array of numbers (N, ...); got "
-                f"{type(latents).__name__} of dtype {data.dtype}."
+                f"{type(latents).__name__} of dtype {data.dtype}. {_remedy(latents)}"
             )
     if data.ndim == 0:
         raise DataError(f"Expected {what} of shape (N, ...); got a scalar, {told(latents)}.")

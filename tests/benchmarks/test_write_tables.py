@@ -7,10 +7,19 @@ import pytest
 import write_tables
 
 
-@pytest.mark.parametrize("path", write_tables.TABLES, ids=lambda path: path.name)
-def test_a_documents_table_is_not_stale(path: Path) -> None:
+@pytest.mark.parametrize(
+    "path, name", write_tables.TABLES, ids=lambda part: getattr(part, "name", part)
+)
+def test_a_documents_table_is_not_stale(path: Path, name: str) -> None:
     document = path.read_text()
-    assert write_tables.between_marks(document, write_tables.TABLES[path]()) == document
+    table = write_tables.TABLES[path, name]()
+    assert write_tables.between_marks(document, table, name) == document
+
+
+def test_each_table_has_marks_of_its_own() -> None:
+    document = "<!-- a -->\n<!-- end of a -->\n<!-- b -->\nold\n<!-- end of b -->\n"
+    written = write_tables.between_marks(document, "new", "b")
+    assert written == "<!-- a -->\n<!-- end of a -->\n<!-- b -->\n\nnew\n<!-- end of b -->\n"
 
 
 def test_marks_are_needed() -> None:

@@ -1,0 +1,31 @@
+"""Mutants: each is another program, in one place, and none is of what says nothing to Python."""
+
+import pytest
+
+SOURCE = '''
+"""A module."""
+SIZE: int = 3
+
+@property
+def first(self, rows: list[int | None]) -> int | None:
+    """Give the first one."""
+    return rows[0] if len(rows) > 2 else None
+'''
+
+
+def test_a_mutant_is_one_change_that_compiles() -> None:
+    pytest.importorskip("mutmut")
+    import mutants
+
+    found = list(mutants.mutants_of("a.py", SOURCE))
+    changes = [mutant.change for mutant in found]
+    assert len(set(changes)) == len(found) == len({mutant.source for mutant in found})
+    # Constants and decorated functions, which mutmut itself passes over.
+    assert "- SIZE: int = 3\n+ SIZE: int = 4" in changes
+    assert any(mutant.line == 8 and "len(rows) >= 2" in mutant.change for mutant in found)
+    for mutant in found:
+        compile(mutant.source, "a.py", "exec")
+        kept = mutant.source.splitlines()
+        differ = [i for i, line in enumerate(SOURCE.splitlines()) if line != kept[i]]
+        assert differ == [mutant.line - 1]
+        assert mutant.line in (3, 8)
