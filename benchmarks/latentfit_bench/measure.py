@@ -10,9 +10,11 @@ from torch import Tensor
 
 from latentfit.metrics import (
     c2st,
+    data_copying,
     density_coverage,
     frechet_distance_from_moments,
     gaussian_moments,
+    kernel_distance,
 )
 from latentfit_bench.classifier import LoadedClassifier
 
@@ -21,26 +23,25 @@ COMPARED = 2000  # images, or latents, of which each is held against each of as 
 
 
 class Ruler:
-    """Measures binary images in a frozen classifier's features.
+    """Measures binary images in a frozen classifier's features, against the binary training images.
 
     Args:
         classifier: The classifier.
-        train: Binary training images (N, pixels), which distances are to.
-        test: Binary test images (M, pixels), which density and coverage are of; None measures neither.
+        train: Binary training images (N, pixels).
+        compared: How many images are also held against as many training images, one by one: "kid",
+            "density" and "coverage". None are by default.
     """
 
-    def __init__(
-        self, classifier: LoadedClassifier, train: Tensor, test: Tensor | None = None
-    ) -> None:
+    def __init__(self, classifier: LoadedClassifier, train: Tensor, compared: int = 0) -> None:
         self._model = classifier.model
         penultimate, logits = self._model.features(train)
-        self._test = None if test is None else self._model.features(test[:COMPARED])[0]
         self._moments = [gaussian_moments(features) for features in (logits, penultimate)]
+        self._train = penultimate[:compared].clone()
 
     def measure(self, images: Tensor, labels: Tensor | None = None) -> dict[str, float]:
         """Return "fcd", in the logits, and "fcd_penultimate"; with labels (n,), "accuracy" too.
 
-        "density" and "coverage" of the test images are those of the first images in the last layer but one.
+        Where some are compared one by one, "kid", "density" and "coverage" are of the last layer but one.
         """
         penultimate, logits = self._model.features(images)
         pairs = zip(self._moments, (logits, penultimate), strict=True)
@@ -49,8 +50,10 @@ class Ruler:
             for reference, features in pairs
         )
         measured = {"fcd": first, "fcd_penultimate": second}
-        if self._test is not None:
-            density, coverage = density_coverage(self._test, penultimate[:COMPARED])
+        if len(self._train):
+            few = penultimate[: len(self._train)]
+            density, coverage = density_coverage(self._train, few)
+            measured["kid"] = kernel_distance(self._train, few)
             measured |= {"density": density, "coverage": coverage}
         if labels is not None:
             hits = logits.argmax(1).cpu() == labels
@@ -95,9 +98,20 @@ def standardised_nll(
     return -log_prob(held_out).double().mean().item() - scale
 
 
-def told_apart(sampled: Tensor, held_out: Tensor, seed: int) -> float:
-    """Return how well a classifier tells sampled latents (n, k) from held-out ones (m, k): an AUC."""
-    return c2st(sampled[:COMPARED], held_out[:COMPARED], seed=seed)
+def latent_measures(
+    sampled: Tensor, train: Tensor, held_out: Tensor, *, seed: int, told_apart: bool = True
+) -> dict[str, float]:
+    """Hold sampled latents (n, k) against those of the training (N, k) and the test images (m, k).
+
+    Returns:
+        "copying", the z-score of a test for samples that are nearer to the training latents than others
+        are; and "c2st", how well a classifier tells samples from test latents.
+    """
+    few, others = sampled[:COMPARED], held_out[:COMPARED]
+    measured = {"copying": data_copying(train, others, few, seed=seed)}
+    if told_apart:
+        measured["c2st"] = c2st(few, others, seed=seed)
+    return measured
 
 
 def plain(value: Any) -> Any:

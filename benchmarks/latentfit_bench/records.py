@@ -13,9 +13,11 @@ from latentfit_bench.systems import System
 STATISTICS = (
     "fcd",
     "fcd_penultimate",
+    "kid",
     "density",
     "coverage",
     "c2st",
+    "copying",
     "fit_seconds",
     "sample_seconds",
     "nll",

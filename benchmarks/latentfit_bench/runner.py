@@ -19,7 +19,7 @@ from latentfit_bench.measure import (
     Ruler,
     balanced_labels,
     balanced_rows,
-    told_apart,
+    latent_measures,
 )
 from latentfit_bench.models import (
     AdversarialAutoencoder,
@@ -115,7 +115,7 @@ class Run:
                 binarize(self.data.train_images, self.how, generator).to(self.device),
                 binarize(self.data.test_images, self.how, generator).to(self.device),
             )
-            self._ruler = Ruler(self.classifier, self._images.train, self._images.test)
+            self._ruler = Ruler(self.classifier, self._images.train, COMPARED)
         self.gallery.train = self._images.train.cpu()
         self._first = seeds[0]
         for seed in seeds:
@@ -216,7 +216,10 @@ class Run:
         elif kind == "resample":
             generator = torch.Generator().manual_seed(seed)
             rows = torch.randint(len(frozen.train), (count,), generator=generator)
-            produced = in_batches(frozen.model.decode, frozen.train[rows.to(self.device)])
+            z = frozen.train[rows.to(self.device)]
+            # The control: these are copies.
+            measured = latent_measures(z, frozen.train, frozen.test, seed=seed, told_apart=False)
+            produced = in_batches(frozen.model.decode, z)
         else:
             produced = self._from_prior(part, frozen, seed, measured)
             measured["fit_seconds"] = frozen.seconds
@@ -384,7 +387,7 @@ class Run:
         self, part: Part, z: Tensor, frozen: Frozen, seed: int, measured: dict[str, float]
     ) -> None:
         """Hold latents that were drawn (n, k) against those of the test images, and keep some for a map."""
-        measured["c2st"] = told_apart(z, frozen.test, seed)
+        measured |= latent_measures(z, frozen.train, frozen.test, seed=seed)
         part.latents = z[:SHOWN_LATENTS].float().cpu()
 
     @contextmanager

@@ -15,7 +15,13 @@ from latentfit._version import __version__
 from latentfit.arguments import check_whole, reason, told
 from latentfit.encoding import check_finite
 from latentfit.errors import DataError, OptionError
-from latentfit.metrics import c2st, density_coverage, energy_distance, frechet_distance
+from latentfit.metrics import (
+    c2st,
+    density_coverage,
+    energy_distance,
+    frechet_distance,
+    kernel_distance,
+)
 from latentfit.models import Model, decoder_of, encoder_of
 from latentfit.outputs import check_choice
 from latentfit.randomness import check_seed, isolated_rng
@@ -262,7 +268,9 @@ class _Evaluation:
             self.images[name] = images
         values: dict[str, float] = {}
         if images is not None and self.features_of_reference is not None:
-            values["fd"] = frechet_distance(self._features(images), self.features_of_reference)
+            found = self._features(images)
+            values["fd"] = frechet_distance(found, self.features_of_reference)
+            values["kid"] = kernel_distance(found, self.features_of_reference)
         if latents is not None:
             rows = self._standardised(latents)
             density, coverage = density_coverage(self.flat, rows)

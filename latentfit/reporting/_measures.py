@@ -47,7 +47,12 @@ _KNOWN = (
         "Fréchet distance, latents",
         "Fréchet distance to other real latents, each dimension scaled by their deviation; lower is better.",
     ),
-    Measure("kid", "KID", "Kernel distance (MMD) in the same features; lower is better."),
+    Measure(
+        "kid",
+        "KID",
+        "Kernel distance (unbiased MMD) between images and real ones in the classifier's, or the given, "
+        "features; lower is better, and about 0 for one distribution.",
+    ),
     Measure(
         "precision", "Precision", "Share of samples that lie where real rows do.", "high", "share"
     ),
@@ -72,6 +77,13 @@ _KNOWN = (
         "low",
         "share",
         0.5,
+    ),
+    Measure(
+        "copying",
+        "C_T, copies",
+        "Whether sampled latents are nearer to training latents than those of test images are: a z-score, "
+        "far below 0 for copies, about 0 for none.",
+        "",
     ),
     Measure(
         "energy_distance",

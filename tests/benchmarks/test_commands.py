@@ -22,9 +22,11 @@ from latentfit_bench.systems import SYSTEMS
 STATISTICS = (
     "fcd",
     "fcd_penultimate",
+    "kid",
     "density",
     "coverage",
     "c2st",
+    "copying",
     "fit_seconds",
     "sample_seconds",
     "nll",
@@ -151,7 +153,11 @@ def test_the_report_shows_all_rows_of_all_seeds(quick):
     assert digits.sub("", page) == digits.sub("", render(report))
     best = min([*on_latents, "AAE", "VAE"], key=lambda n: results["systems"][n]["fcd"]["mean"])
     assert f"{best} is best, at " in page
-    assert report.rows[0].mean("coverage") == 1  # the test images themselves
+    real, resample = report.rows[0], report.rows[2]
+    assert real.mean("coverage") > resample.mean("coverage")
+    assert abs(real.mean("kid")) < resample.mean("kid")
+    assert resample.mean("copying") < -10  # the control: it is nothing but copies
+    assert all(row.mean("copying") > -3 for row in report.samplers)
 
 
 def test_the_table_is_on_stdout_and_the_progress_on_stderr(quick):
