@@ -138,7 +138,7 @@ ORIGINS: dict[str, tuple[Callable[[float, LatentSampler, Path], object], str]] =
     ),
     "an encoder's": (
         lambda bad, *_: fit_latent_sampler(Breaking(bad), X, method="gaussian"),
-        "latents; got 1 of 60 rows .*index .*; the encoder makes them of finite inputs: if the encoder runs in half",
+        "latents; got 1 of 60 rows .*index .*; the encoder makes them of finite inputs: if the encoder runs",
     ),
     "a loader's": (
         lambda bad, *_: fit_latent_sampler(
