@@ -134,8 +134,10 @@ PRINTING = [
     ("bench", "-h"),
     ("check", "gaussian", "--only", "options_are_declared"),
     ("diagnose", "latents.npy"),
+    ("evaluate", "s.safetensors", "--data", "latents.npy", "-n", "16", "--out", "page.html"),
     ("fit", "--latents", "latents.npy", "-m", "gaussian", "--out", "new.safetensors"),
     ("info", "s.safetensors", "--json"),
+    ("report", "-h"),
     ("samplers", "gaussian"),
     ("score", "s.safetensors", "--latents", "latents.npy"),
 ]
@@ -181,7 +183,11 @@ def test_a_stdin_or_stderr_that_cannot_be_used(
     assert len(str(done[0].out).splitlines()) == 200
 
     nothing = dict.fromkeys(("stdin", "stdout", "stderr"), "closed")
-    fit = (*PRINTING[4][:-1], "closed.safetensors", "--progress")
+    fit = (
+        *next(words for words in PRINTING if words[0] == "fit")[:-1],
+        "closed.safetensors",
+        "--progress",
+    )
     unheard = [(words, kind) for words in WRONG for kind in ("/dev/full", "broken", "closed")]
     fitted, *failed = run_all(
         [(fit, nothing), *((words, {"stderr": kind}) for (words, _), kind in unheard)]

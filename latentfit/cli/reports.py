@@ -41,7 +41,6 @@ def report(results: tuple[str, ...], out: str) -> None:
     write_report(out, reports)
     for each in reports:
         click.echo(wrapped(printable(f"{each.name}: {headline(each)}")))
-    click.echo(printable(f"{out}: {len(reports)} run{'s' if len(reports) > 1 else ''}"), err=True)
 
 
 @click.command(
@@ -149,8 +148,7 @@ def evaluate(
         means = [row.mean(key) for key in keys]
         lines.append([printable(row.name), *("" if m is None else f"{m:.3f}" for m in means)])
     click.echo("\n".join(table_lines(lines)))
-    click.echo(wrapped(printable(headline(found))))
-    click.echo(printable(f"look at {out}"), err=True)
+    click.echo(wrapped(printable(f"{out}: {headline(found)}")))
 
 
 def _check_page(out: str) -> None:

@@ -56,7 +56,8 @@ def test_samplers_are_evaluated_together(here, capsys):
     ]
     assert max(map(len, lines)) <= 80
     assert " is best, at " in out
-    assert "page.html" in err
+    assert "page.html: " in out
+    assert err == ""
     assert "gaussian" in (here / "page.html").read_text("utf-8")
 
 
