@@ -82,7 +82,7 @@ _KNOWN = (
         "copying",
         "C_T, copies",
         "Whether sampled latents are nearer to training latents than those of test images are: a z-score, "
-        "far below 0 for copies, about 0 for none.",
+        "far below 0 for copies, far above for samples that stray.",
         "",
     ),
     Measure(
