@@ -172,9 +172,8 @@ def saved_transform(name: str, given: Transform | None, class_name: str | None) 
                 "the same class."
             )
         names = [cls.__name__ for cls in type(given).__mro__]
-        own = (class_name or "").rpartition(".")[
-            2
-        ]  # of a class in a class or a function, without these
+        # Of a class in a class or in a function, without the name of that.
+        own = (class_name or "").rpartition(".")[2]
         if own and own not in names:
             raise OptionError(
                 f"Expected transform as an object of {own}, with which the sampler was fitted; got one of "

@@ -77,7 +77,8 @@ def encode(
     if workers.count > 1:  # one process may have seen other shapes than another
         encoding.check_shapes(parts)
     whole = torch.cat([latents for _, latents, _ in parts])
-    check_finite(whole, "latents", encoding.remedy)
+    if workers.count > 1 or not encoding.is_finite:
+        check_finite(whole, "latents", encoding.remedy)
     return whole, joined([own for _, _, own in parts if own is not None]) if labels else None
 
 
@@ -89,7 +90,8 @@ class Encoding:
         may_be_samples: Whether the batches could be single samples; the first is tried, then.
 
     Attributes:
-        remedy: What to do about latents that are not finite.
+        is_finite: Whether all latents so far are.
+        remedy: What to do about latents that are not.
     """
 
     def __init__(self, encoder: Model | None, *, may_be_samples: bool = False) -> None:
@@ -101,7 +103,7 @@ class Encoding:
         self.remedy = "leave these rows out"
         if encoder is not None:
             self.remedy = "if the encoder runs in half precision, run it in float32"
-        self._is_finite = True  # all latents so far
+        self.is_finite = True
         self._buffer = torch.zeros(0)
 
     def latents(self, index: int, batch: Tensor, *, is_copy: bool = False) -> Tensor:
@@ -119,8 +121,8 @@ class Encoding:
             DataError: No latents, or of another shape than the batches before.
             EncoderOutputError: The encoder returned no single tensor with a row for each input.
         """
+        inputs, version = batch, _version(batch)
         if self.encoder is not None:
-            inputs, version = batch, _version(batch)
             batch = batch.detach() if is_copy else self._copy(batch)
             # What an encoder makes of a shape when it first sees it, and keeps, has to serve training later:
             # no tensor of inference mode, then.
@@ -155,10 +157,11 @@ class Encoding:
             batch = batch.float()
         self._check_shape(index, batch)
         latents = batch.detach().to("cpu", copy=True)  # outside inference mode: an ordinary tensor
-        if self.encoder is not None and self._is_finite and not bool(latents.sum().isfinite()):
-            self._is_finite = bool(latents.isfinite().all())
+        if self.is_finite and not bool(latents.sum().isfinite()):
+            self.is_finite = bool(latents.isfinite().all())
             # Inputs that the encoder has written over tell nothing of what they were.
-            if not self._is_finite and (not is_copy or _version(inputs) == version):
+            known = self.encoder is not None and (not is_copy or _version(inputs) == version)
+            if known and not self.is_finite:
                 self._explain(index, bool(inputs.isfinite().all()))
         return latents
 
@@ -192,9 +195,8 @@ class Encoding:
         fits = (old.shape, old.dtype, old.device) == (batch.shape, batch.dtype, batch.device)
         if not fits or old.stride() != batch.stride() or old.requires_grad:
             self._buffer = torch.empty_like(batch)
-        return self._buffer.copy_(batch.detach())[
-            :
-        ]  # another object, for an encoder that caches by its id
+        # Another object each time, for an encoder that caches by its id.
+        return self._buffer.copy_(batch.detach()).detach()
 
     def check_shapes(self, parts: list[tuple[int, Tensor, Tensor | None]]) -> None:
         """Check that latents of other processes have the same shape.

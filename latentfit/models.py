@@ -26,9 +26,8 @@ __all__ = ["Model", "decoder_of", "encoder_of"]
 
 # What is looked into where an object has it as an attribute or member.
 _HOLDING = (nn.Module, list, tuple, dict, types.FunctionType, types.MethodType, functools.partial)
-_Known = weakref.WeakValueDictionary[
-    int, nn.Module
-]  # by id: a user's class may have its own equality
+# By id, as a user's class may have an equality of its own.
+_Known = weakref.WeakValueDictionary[int, nn.Module]
 AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -164,11 +163,9 @@ class Model:
                     self._uncovered = module
 
             # torch.compile warns of hooks on what it compiled, whose parts are no secret anyway
-            if any(hasattr(part, "_orig_mod") for part in known.values()):
-                yield
-                return
-            handle = nn.modules.module.register_module_forward_pre_hook(when_called)
-            stack.callback(handle.remove)
+            if not any(hasattr(part, "_orig_mod") for part in known.values()):
+                handle = nn.modules.module.register_module_forward_pre_hook(when_called)
+                stack.callback(handle.remove)
             yield
 
     def _first_tensor(self) -> Tensor | None:

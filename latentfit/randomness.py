@@ -20,6 +20,7 @@ from latentfit.errors import OptionError
 __all__ = [
     "check_seed",
     "global_states",
+    "importing",
     "in_turn",
     "isolated_rng",
     "plugin_defaults",
@@ -47,6 +48,16 @@ def in_turn() -> Iterator[None]:
             yield
         finally:
             torch.set_default_dtype(dtype)
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """Keep Python's random state while libraries are imported: one of scikit-learn's draws in passing."""
+    state = random.getstate()
+    try:
+        yield
+    finally:
+        random.setstate(state)
 
 
 @contextmanager

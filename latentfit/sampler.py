@@ -242,9 +242,8 @@ class LatentSampler:
                 return self._decode_batch(latents.new_zeros(1, *self.shape))[:0]
             size = int(self.info["batch_size"])
             decoded = torch.cat([self._decode_batch(part.clone()) for part in latents.split(size)])
-        if bool(
-            decoded.detach().sum().isnan()
-        ):  # one quick pass; infinities of both signs add up to NaN, too
+        # One quick pass; infinities of both signs add up to NaN, too.
+        if bool(decoded.detach().sum().isnan()):
             bad = int(decoded.detach().reshape(len(decoded), -1).isnan().any(1).sum())
             if bad:
                 warnings.warn(

@@ -151,7 +151,9 @@ class _Filling:
             latents = self.encoding.latents(index, inputs)  # of a copy: the inputs are being read
             if self.encoding.encoder is not None:
                 self.encoding.encoder.check_fingerprint()
-            check_finite(latents, "latents", self.encoding.remedy + _KEPT, start=self.seen)
+            if not self.encoding.is_finite:
+                remedy = self.encoding.remedy + _KEPT
+                check_finite(latents, "latents", remedy, start=self.seen)
             self._latents.append(latents)
         self._hashes.append(digest.result())
         self._sizes.append(n)

@@ -264,9 +264,8 @@ def info(file: str, as_json: bool) -> None:
     from latentfit.errors import FileFormatError
     from latentfit.persistence import read_tensors
 
-    facts = read_tensors(check_path("file", file))[1].get(
-        "info"
-    )  # without the plugin, which may not be installed here
+    # Without the plugin, which may not be installed here.
+    facts = read_tensors(check_path("file", file))[1].get("info")
     if not isinstance(facts, dict):
         raise FileFormatError(f"{file}: expected a latentfit header with info; got {facts!r}.")
     if as_json:

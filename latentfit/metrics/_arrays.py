@@ -11,7 +11,15 @@ import numpy.typing as npt
 from latentfit.arguments import reason, told
 from latentfit.errors import DataError, NonFiniteError
 
-__all__ = ["FloatArray", "check_numbers", "check_rows", "check_sets", "distances", "pieces"]
+__all__ = [
+    "FloatArray",
+    "check_numbers",
+    "check_rows",
+    "check_sets",
+    "distances",
+    "pieces",
+    "twice_below",
+]
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -24,6 +32,13 @@ def distances(a: FloatArray, b: FloatArray) -> FloatArray:
 
     found: FloatArray = cdist(a, b)
     return found
+
+
+def twice_below(numbers: FloatArray, others: FloatArray) -> npt.NDArray[np.int64]:
+    """Count how many numbers (n,) are below each of the others (m,), times two: equal ones count half."""
+    ordered = np.sort(numbers)
+    below: npt.NDArray[np.int64] = np.searchsorted(ordered, others, "left")
+    return below + np.searchsorted(ordered, others, "right")
 
 
 def pieces(n: int, m: int) -> Iterator[slice]:

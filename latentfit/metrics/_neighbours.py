@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import warnings
 from typing import TYPE_CHECKING
 
@@ -11,8 +10,8 @@ import numpy.typing as npt
 
 from latentfit.arguments import check_whole
 from latentfit.errors import DataError
-from latentfit.metrics._arrays import FloatArray, check_sets, distances, pieces
-from latentfit.randomness import check_seed
+from latentfit.metrics._arrays import FloatArray, check_sets, distances, pieces, twice_below
+from latentfit.randomness import check_seed, importing
 
 if TYPE_CHECKING:
     import torch
@@ -161,11 +160,8 @@ def _cells(
     """Cut the space by k-means, and tell each row's cell."""
     if cells == 1:
         return np.zeros(len(b), np.int64), np.zeros(len(c), np.int64)
-    state = random.getstate()
-    try:  # a library of theirs draws while it is imported
+    with importing():
         from sklearn.cluster import KMeans
-    finally:
-        random.setstate(state)
     with warnings.catch_warnings():  # of fewer distinct rows than cells
         warnings.simplefilter("ignore")
         clusters = KMeans(cells, n_init=1, random_state=seed % 2**32).fit(train)
@@ -175,6 +171,5 @@ def _cells(
 def _rank_score(of_b: FloatArray, of_c: FloatArray) -> float:
     """The z-score of Mann and Whitney's statistic: above zero if c's numbers are larger than b's."""
     n, m = len(of_b), len(of_c)
-    ordered = np.sort(of_b)
-    wins = np.searchsorted(ordered, of_c, "left") + np.searchsorted(ordered, of_c, "right")
-    return float((wins.sum() - n * m) / 2 / (n * m * (n + m + 1) / 12) ** 0.5)
+    wins = twice_below(of_b, of_c).sum()
+    return float((wins - n * m) / 2 / (n * m * (n + m + 1) / 12) ** 0.5)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import warnings
 from collections.abc import Callable
 from statistics import NormalDist
@@ -12,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from latentfit.arguments import check_number, check_whole
-from latentfit.metrics._arrays import FloatArray, check_sets, distances, pieces
+from latentfit.metrics._arrays import FloatArray, check_sets, distances, pieces, twice_below
 from latentfit.options import Interval
-from latentfit.randomness import check_seed
+from latentfit.randomness import check_seed, importing
 
 if TYPE_CHECKING:
     import torch
@@ -104,12 +103,9 @@ def _scores(
     """For each half, how much like y a classifier of the other finds its rows of x, and of y."""
     seed = check_seed(seed)
     a, b = check_sets(x=x, y=y, least=8)
-    state = random.getstate()
-    try:  # a library of theirs draws while it is imported
+    with importing():
         from sklearn.neighbors import KNeighborsClassifier
         from sklearn.neural_network import MLPClassifier
-    finally:
-        random.setstate(state)
 
     generator = np.random.default_rng(seed)
     n = min(len(a), len(b)) // 2 * 2
@@ -140,9 +136,7 @@ def _scores(
 
 def _placements(of_x: FloatArray, of_y: FloatArray) -> FloatArray:
     """The share of x's scores that are below each of y's (m,); those that are equal count half."""
-    ordered = np.sort(of_x)
-    below = np.searchsorted(ordered, of_y, "left") + np.searchsorted(ordered, of_y, "right")
-    shares: FloatArray = below / (2 * len(of_x))
+    shares: FloatArray = twice_below(of_x, of_y) / (2 * len(of_x))
     return shares
 
 

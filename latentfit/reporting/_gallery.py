@@ -13,12 +13,12 @@ import numpy.typing as npt
 from latentfit.arguments import check_kind
 from latentfit.errors import FileFormatError
 from latentfit.reporting._model import Cloud, Curves, Exhibits, LatentMap, Neighbours, Picture
+from latentfit.reporting._pictures import PNG
 
 __all__ = ["GALLERY", "exhibits_from", "exhibits_to"]
 
 GALLERY = "gallery.json"
 _SCHEMA = 1
-_PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def exhibits_to(exhibits: Exhibits) -> dict[str, Any]:
@@ -158,6 +158,6 @@ def _text(png: bytes) -> str:
 
 def _bytes(text: str) -> bytes:
     png = base64.b64decode(text, validate=True)
-    if not png.startswith(_PNG):
+    if not png.startswith(PNG):
         raise ValueError("expected images as PNG")
     return png

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +10,7 @@ import numpy.typing as npt
 
 from latentfit.arguments import check_text, told
 from latentfit.errors import DataError
-from latentfit.randomness import check_seed
+from latentfit.randomness import check_seed, importing
 from latentfit.reporting._arrays import array_of
 from latentfit.reporting._model import Cloud, FloatArray, LatentMap
 
@@ -82,11 +81,8 @@ def _embedded(rows: FloatArray, seed: int) -> tuple[str, FloatArray]:
     principal: FloatArray = centred @ axes[:50].T
     if len(rows) > _MOST_FOR_TSNE:
         return "PCA", principal[:, :2]
-    state = random.getstate()
-    try:  # a library of theirs draws while it is imported
+    with importing():
         from sklearn.manifold import TSNE
-    finally:
-        random.setstate(state)
     tsne = TSNE(
         perplexity=min(_PERPLEXITY, (len(rows) - 1) / 3), init="pca", random_state=seed % 2**32
     )

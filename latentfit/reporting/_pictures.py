@@ -15,7 +15,9 @@ from latentfit.errors import DataError
 from latentfit.reporting._arrays import array_of
 from latentfit.reporting._model import Neighbours
 
-__all__ = ["draw_grid", "find_neighbours"]
+__all__ = ["PNG", "draw_grid", "find_neighbours"]
+
+PNG = b"\x89PNG\r\n\x1a\n"  # how a file of this kind begins
 
 _GREY = 0.5  # of the pixel between two images
 _CHUNK = 16_384  # training images that are compared at once
@@ -108,7 +110,7 @@ def _png(pixels: npt.NDArray[np.uint8]) -> bytes:
     lines = np.concatenate([np.zeros((height, 1), np.uint8), rows], axis=1)  # 0: as they are
     header = struct.pack(">IIBBBBB", width, height, 8, colour, 0, 0, 0)
     chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(lines.tobytes(), 9)), (b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
+    return PNG + b"".join(
         struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
         for kind, data in chunks
     )
