@@ -150,8 +150,14 @@ def _radius(rows: FloatArray, k: int) -> FloatArray:
 
 def _nearest(rows: FloatArray, others: FloatArray) -> FloatArray:
     """How far the nearest of the others is from each row, (n,)."""
-    parts = pieces(len(rows), len(others))
-    return np.concatenate([distances(rows[part], others).min(axis=1) for part in parts])
+    with importing():
+        from sklearn.metrics import pairwise_distances_argmin
+    with np.errstate(over="ignore"):
+        # What is squared there would lose its digits far from the origin.
+        middle = others.mean(axis=0)
+        found = pairwise_distances_argmin(rows - middle, others - middle)
+        apart: FloatArray = np.linalg.norm(rows - others[found], axis=1)
+    return apart
 
 
 def _cells(
