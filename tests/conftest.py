@@ -18,6 +18,11 @@ from latentfit.registry import load_sampler_class
 ROOT = Path(__file__).parents[1]
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Let files start in their order: pytest-xdist would keep those of few but long tests to the end."""
+    config.option.loadscopereorder = False
+
+
 @pytest.fixture(scope="session")
 def root() -> Path:
     """The checkout's root."""

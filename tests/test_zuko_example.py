@@ -46,7 +46,7 @@ def test_latentfit_does_not_depend_on_it_and_ci_tests_it_with_a_pinned_zuko():
     ci = (ROOT / ".ci" / "run").read_text("utf-8").splitlines()
     installs = "pip install --quiet --no-deps -e docs/examples/latentfit-zuko"
     assert ci.index(installs) < ci.index("latentfit samplers --check")
-    assert "pytest -p no:cacheprovider docs/examples/latentfit-zuko" in ci
+    assert "pytest -p no:cacheprovider -n auto docs/examples/latentfit-zuko" in ci
 
 
 def test_its_page_lists_its_methods():

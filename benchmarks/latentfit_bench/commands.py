@@ -106,7 +106,7 @@ def shared_options(task: str) -> Callable[[Command], Command]:
         click.option(
             "--out",
             type=click.Path(file_okay=False, path_type=Path),
-            default=Path("latentfit-results", task),
+            default=f"latentfit-results/{task}",
             show_default=True,
             help="Folder for report.html, results.json, table.md and figures; other files there stay.",
         ),
