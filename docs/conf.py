@@ -28,12 +28,13 @@ extensions = [
 ]
 exclude_patterns = ["_build", "examples/latentfit-zuko/tests", "**/.pytest_cache"]
 smartquotes = False  # they would make one dash of --option
+highlight_language = "none"  # of blocks that name no language: what a command prints
 default_role = "code"  # docstrings write `name`, as Markdown does
 
 myst_heading_anchors = 3
 nb_execution_mode = "force"  # an example's output is that of this build
 nb_execution_in_temp = True  # what an example saves is no page of ours
-nb_execution_timeout = 120
+nb_execution_timeout = 600  # seconds of one cell, on a busy machine
 nb_execution_raise_on_error = True
 nb_execution_show_tb = True
 nb_merge_streams = True  # one box for what a cell prints
@@ -45,6 +46,7 @@ autodoc_default_options = {
     "member-order": "bysource",
     "show-inheritance": True,
 }
+autodoc_preserve_defaults = True  # as they are written, not their repr
 autodoc_typehints_format = "short"
 maximum_signature_line_length = 80
 napoleon_numpy_docstring = False

@@ -35,6 +35,8 @@ _Array = TypeVar("_Array", torch.Tensor, npt.NDArray[Any])
 NAME = "latents"
 """The array that is read from, and written to, a file that can hold several."""
 
+_CONVERT = ' Convert it: np.save("z.npy", np.loadtxt("z.csv", delimiter=",")).'
+
 
 def read_array(path: str | os.PathLike[str]) -> torch.Tensor:
     """Read the one array of numbers that a file holds.
@@ -123,7 +125,7 @@ def check_target(path: str | os.PathLike[str], *inputs: str | None) -> None:
     Raises:
         DataError: An unknown suffix, a folder that isn't there, or one of the inputs.
     """
-    _suffix(Path(path))
+    _suffix(Path(path), "")
     check_folder(path, *inputs)
 
 
@@ -149,12 +151,10 @@ def check_folder(path: str | os.PathLike[str], *inputs: str | None) -> None:
         raise DataError(f"Expected a folder to write {path} into; there is no {target.parent}.")
 
 
-def _suffix(path: Path) -> str:
+def _suffix(path: Path, for_text: str = _CONVERT) -> str:
     suffix = path.suffix.lower()
     if suffix not in _READERS:
-        hint = ""
-        if suffix in (".csv", ".txt", ".tsv"):
-            hint = ' Convert it: np.save("z.npy", np.loadtxt("z.csv", delimiter=",")).'
+        hint = for_text if suffix in (".csv", ".txt", ".tsv") else ""
         raise DataError(f"Expected an array file ({', '.join(SUFFIXES)}); got {str(path)!r}.{hint}")
     return suffix
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from latentfit.affine import Standardize
 from latentfit.checkpoint import DamagedCheckpoint, ForeignCheckpoint
 from latentfit.condition import fit_condition, kind_of
-from latentfit.errors import DataError, OptionError
+from latentfit.errors import DataError, OptionError, UnknownPluginError
 from latentfit.fitting import Plan, fit_class, fitted_transform
 from latentfit.metrics import c2st, energy_distance
 from latentfit.moments import measure
@@ -27,7 +27,7 @@ from latentfit.sampler_base import Sampler
 from latentfit.store import LatentStore
 from latentfit.transforms import Transform
 
-__all__ = ["AUTO", "AutoOptions", "fit_best", "load_candidates"]
+__all__ = ["AUTO", "AutoOptions", "fit_best", "load_candidates", "load_method"]
 
 AUTO = "auto"
 BUDGET = 240.0  # seconds, where the user gives none
@@ -63,6 +63,20 @@ class AutoOptions:
     ) -> None:
         self.methods = methods
         self.metric = metric
+
+
+def load_method(method: Any) -> type[Sampler] | None:
+    """Load a method's class; None for "auto", which to the registry is no sampler, to a user a method.
+
+    Raises:
+        UnknownPluginError: It is not installed; the message lists those that are.
+    """
+    if isinstance(method, str) and method == AUTO:
+        return None
+    try:
+        return load_sampler_class(method)
+    except UnknownPluginError as error:
+        raise UnknownPluginError(f"{error} Or take 'auto', which fits several of them.") from None
 
 
 def load_candidates(methods: tuple[str, ...] | None) -> dict[str, type[Sampler]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,12 @@ import torch
 from torch import Tensor
 
 from latentfit.arguments import check_flag, check_number, check_path, check_whole, told
-from latentfit.auto import AUTO, AutoOptions, fit_best, load_candidates
+from latentfit.auto import AutoOptions, fit_best, load_candidates, load_method
 from latentfit.choosing import check_transform
 from latentfit.condition import as_labels, kind_of
 from latentfit.diagnosis import warn_about
 from latentfit.encoding import device_of, encode
-from latentfit.errors import OptionError, UnknownPluginError
+from latentfit.errors import LatentsWarning, OptionError
 from latentfit.fitting import Plan, check_condition, fit_class
 from latentfit.models import Model, decoder_of, encoder_of
 from latentfit.options import Interval, resolve_options
@@ -23,9 +24,8 @@ from latentfit.outputs import Choice
 from latentfit.parallel import Workers, workers_of
 from latentfit.preparing import in_memory
 from latentfit.randomness import check_seed, in_turn
-from latentfit.registry import load_sampler_class, sampler_distribution
+from latentfit.registry import sampler_distribution
 from latentfit.sampler import LatentSampler, resolve_device
-from latentfit.sampler_base import Sampler
 from latentfit.store import LatentStore
 from latentfit.storing import fill_store
 from latentfit.transforms import Transform
@@ -142,7 +142,7 @@ def fit_latent_sampler(
     max_seconds = check_number(
         "max_seconds", max_seconds, Interval(0, open_low=True), optional=True
     )
-    plugin_class = _class_of(method)
+    plugin_class = load_method(method)
     resolved = resolve_options(plugin_class or AutoOptions, options, method=method)
     candidates = {} if plugin_class else load_candidates(resolved["methods"])
     check_transform(transform)
@@ -190,26 +190,26 @@ def fit_latent_sampler(
     if workers.is_first:
         warn_about(latents, stacklevel=3)
     if plugin_class is None:
-        return fit_best(latents, candidates, labels=labels, plan=plan, **resolved)
-    return fit_class(
-        plugin_class,
-        latents,
-        method=method,
-        options=resolved,
-        labels=labels,
-        plan=plan,
-        distribution=sampler_distribution(method),
-    )
-
-
-def _class_of(method: Any) -> type[Sampler] | None:
-    """Load a method's class; None for "auto", which to the registry is no sampler, to a user a method."""
-    if isinstance(method, str) and method == AUTO:
-        return None
-    try:
-        return load_sampler_class(method)
-    except UnknownPluginError as error:
-        raise UnknownPluginError(f"{error} Or take 'auto', which fits several of them.") from None
+        sampler = fit_best(latents, candidates, labels=labels, plan=plan, **resolved)
+    else:
+        sampler = fit_class(
+            plugin_class,
+            latents,
+            method=method,
+            options=resolved,
+            labels=labels,
+            plan=plan,
+            distribution=sampler_distribution(method),
+        )
+    done = sampler.info["fit"]
+    if workers.is_first and "stopped_by" in done and done.get("best_step") == 0:
+        warnings.warn(
+            f"The time for the fit of {sampler.method!r} was up before any step had made it better: it is as "
+            "it was before its training. Give it more max_seconds.",
+            LatentsWarning,
+            stacklevel=2,
+        )
+    return sampler
 
 
 def _check_apart(checkpoint: Path, store: str | os.PathLike[str] | None) -> None:

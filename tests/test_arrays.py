@@ -246,7 +246,7 @@ def test_mode_is_the_umask_s(tmp_path, suffix):
 def test_targets_are_checked_beforehand(tmp_path):
     check_target(tmp_path / "z.npy")
     check_folder(tmp_path / "z.anything")
-    with pytest.raises(DataError, match="got '.*z.csv'"):
+    with pytest.raises(DataError, match=r"got '.*z.csv'\.$"):  # nothing on how to read one
         check_target(tmp_path / "z.csv")
     with pytest.raises(DataError, match="there is no .*nowhere"):
         check_folder(tmp_path / "nowhere" / "z.npy")

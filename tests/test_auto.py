@@ -198,6 +198,7 @@ def test_the_options_are_checked_before_anything_is_fitted() -> None:
     assert Fake.seconds == []
 
 
+@pytest.mark.filterwarnings("ignore:The time for the fit")
 def test_the_defaults_run_and_can_be_saved(tmp_path: Path) -> None:
     sampler = fit_latent_sampler(None, X[:400], method="auto", max_seconds=4)
     assert len(sampler.info["ranking"]) >= 4

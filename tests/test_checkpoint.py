@@ -346,6 +346,7 @@ def test_auto_does_not_take_another_fits_checkpoint_for_a_failure(tmp_path: Path
         fit_latent_sampler(None, latents(), method="auto", methods=("gmm",), checkpoint=tmp_path)
 
 
+@pytest.mark.filterwarnings("ignore:The time for the fit")
 @pytest.mark.usefixtures("at_every_offer")
 def test_auto_goes_on_with_what_its_candidates_have(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -405,6 +406,7 @@ def test_kills_at_any_instant_cost_nothing_but_time(method: str, tmp_path: Path)
     ]
 
 
+@pytest.mark.filterwarnings("ignore:The time for the fit")
 @pytest.mark.usefixtures("at_every_offer")
 def test_time_before_the_end_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = {"checkpoint": tmp_path, "max_seconds": 3.0, "steps": 10**9, "layers": 2}

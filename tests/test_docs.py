@@ -98,6 +98,7 @@ def install(project: dict, folder: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The time for the fit")  # on a busy machine
 @pytest.mark.parametrize(
     "page",
     [page for page in PAGES if any(block.language == "python" for block in blocks(page))],

@@ -4,6 +4,7 @@ import math
 import random
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -365,6 +366,7 @@ def test_a_missing_accelerator_is_told_before_anything_is_encoded() -> None:
 # --- time and interrupts ---
 
 
+@pytest.mark.filterwarnings("ignore:The time for the fit")
 @every
 @pytest.mark.parametrize("validation", [0, 0.1])
 def test_the_time_is_bounded(method: str, validation: float) -> None:
@@ -377,7 +379,12 @@ def test_the_time_is_bounded(method: str, validation: float) -> None:
 
 @every
 def test_no_time_at_all_still_gives_a_sampler(method: str) -> None:
-    sampler = fit(method, max_seconds=1e-9)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        sampler = fit(method, max_seconds=1e-9)
+    untrained = sampler.info["fit"].get("best_step") == 0
+    assert [w.category for w in told] == [LatentsWarning] * untrained
+    assert all("max_seconds" in str(w.message) for w in told)
     assert sampler.sample(5).isfinite().all()
     assert sampler.info["fit"]["stopped_by"] == "max_seconds"
     assert len({len(curve) for curve in sampler.history.values()}) <= 1

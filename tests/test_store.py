@@ -444,6 +444,7 @@ def test_a_method_that_can_not_stream_says_what_it_used(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("tiny_memory")
+@pytest.mark.filterwarnings("ignore:The time for the fit")
 def test_auto_compares_on_rows_that_no_fit_has_seen(tmp_path: Path) -> None:
     store = fill(tmp_path / "store", None, BLOBS)
     sampler = fit_latent_sampler(

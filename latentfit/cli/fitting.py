@@ -72,7 +72,9 @@ Examples:
 @click.option(
     "--autocast", metavar="DTYPE", help="Encode in bfloat16 or float16, by torch.autocast."
 )
-@click.option("-m", "--method", default="realnvp", show_default=True, help="An installed sampler.")
+@click.option(
+    "-m", "--method", default="realnvp", show_default=True, help="An installed sampler, or auto."
+)
 @settings_option
 @click.option(
     "--condition",

@@ -58,10 +58,9 @@ def split_settings(texts: Sequence[str]) -> dict[str, str]:
 
 def option_class(method: str) -> type:
     """The class whose constructor has a method's options."""
-    from latentfit.auto import AUTO, AutoOptions
-    from latentfit.registry import load_sampler_class
+    from latentfit.auto import AutoOptions, load_method
 
-    return AutoOptions if method == AUTO else load_sampler_class(method)
+    return load_method(method) or AutoOptions
 
 
 def import_object(name: str, what: str) -> Any:
