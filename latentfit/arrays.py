@@ -233,8 +233,10 @@ def _write_npy(path: Path, array: torch.Tensor) -> None:
 
 
 def _write_npz(path: Path, array: torch.Tensor) -> None:
+    # Without allow_pickle=False, of which NumPy 1 would make one more array; a tensor's has no objects.
+    arrays: dict[str, Any] = {NAME: array.numpy()}
     with path.open("wb") as file:
-        np.savez(file, allow_pickle=False, **{NAME: array.numpy()})
+        np.savez(file, **arrays)
 
 
 def _write_safetensors(path: Path, array: torch.Tensor) -> None:

@@ -217,7 +217,8 @@ def test_copies_are_counted_and_found(dtype: Any) -> None:
 
 def test_zeros_of_either_sign_are_equal_and_nearly_equal_rows_are_not() -> None:
     x = normal(100, 3).astype(np.float32)
-    x[0], x[1], x[2] = [0, 1, 2], [-0.0, 1, 2], [np.nextafter(np.float32(0), 1), 1, 2]
+    tiny = np.nextafter(np.float32(0), np.float32(1))
+    x[0], x[1], x[2] = [0, 1, 2], [-0.0, 1, 2], [tiny, 1, 2]
     assert diagnose(x)["duplicate_rows"].values["count"] == 1
 
 

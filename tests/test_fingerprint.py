@@ -58,7 +58,7 @@ torch.manual_seed(0)
 net = Net()
 rows = np.arange(40.0).reshape(10, 4) ** 2 % 7
 scaler = StandardScaler().fit(rows)
-pipeline = make_pipeline(StandardScaler(), PCA(2, svd_solver="covariance_eigh")).fit(rows)
+pipeline = make_pipeline(StandardScaler(), PCA(2, svd_solver="full")).fit(rows)
 encoders = [
     net, net.double(), lambda x: net(x), function, Wrapper(net), Wrapper(net).encode, scaler, pipeline,
     functools.partial(function, x=3), torch.no_grad()(function),

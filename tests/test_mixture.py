@@ -157,7 +157,7 @@ def test_an_em_step_is_that_of_scikit_learn(dim: int, components: int) -> None:
         components,
         weights_init=theirs.weights_,
         means_init=theirs.means_,
-        precisions_init=theirs.precisions_cholesky_ @ theirs.precisions_cholesky_.mT,
+        precisions_init=theirs.precisions_cholesky_ @ theirs.precisions_cholesky_.swapaxes(1, 2),
         reg_covar=0,
         max_iter=1,
     ).fit(x.double().numpy())

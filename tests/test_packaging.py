@@ -1,7 +1,9 @@
 """What is built, what it holds, what importing it costs, and which names are public."""
 
+import ast
 import inspect
 import json
+import re
 import statistics
 import subprocess
 import sys
@@ -102,6 +104,28 @@ def test_constraints_pin_every_dependency():
     names = {name for name in names if not name.startswith("latentfit[")}
     assert names <= set(pinned)
     assert all(pinned.values())
+
+
+def test_every_library_that_is_imported_is_declared():
+    extras = PROJECT["optional-dependencies"]
+    wanted = [*PROJECT["dependencies"], *extras["accelerate"], *extras["hub"]]
+    bounds = [re.fullmatch(r"([a-z0-9-]+)>=([0-9.]+)", requirement) for requirement in wanted]
+    assert all(bounds)  # noxfile.py reads them too
+    declared = {bound[1] for bound in bounds if bound}
+    imported = set()
+    for folder in ("latentfit", "plugins", "benchmarks/latentfit_bench"):
+        for path in (ROOT / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+                if isinstance(node, ast.Import):
+                    imported |= {alias.name.split(".")[0] for alias in node.names}
+                elif isinstance(node, ast.ImportFrom) and not node.level:
+                    imported.add(str(node.module).split(".")[0])
+    ours = {name for name in imported if name.startswith("latentfit")}
+    modules = (
+        imported - ours - sys.stdlib_module_names - {"pytest"}
+    )  # latentfit.testing's, where there is one
+    by_module = {"huggingface_hub": "huggingface-hub", "sklearn": "scikit-learn"}
+    assert {by_module.get(module, module) for module in modules} == declared
 
 
 def test_citation_has_this_version():

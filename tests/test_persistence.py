@@ -188,8 +188,8 @@ def test_links_in_a_folder_of_ours_lead_nowhere(
     assert names
     for name in names:
         assert not (tmp_path / "folder" / name).is_symlink()
-        # The whole file; seconds in a checkpoint are written with more or fewer digits.
-        assert abs(len((tmp_path / "folder" / name).read_bytes()) - len(made[name])) < 100
+        size = (tmp_path / "folder" / name).stat().st_size
+        assert abs(size - len(made[name])) <= 64  # a header tells seconds, in more digits or fewer
     assert {path.name: path.read_bytes() for path in outside.iterdir()} == before
 
 

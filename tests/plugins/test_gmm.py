@@ -205,7 +205,7 @@ def test_under_a_vector_a_gaussian_is_linear_regression(method: str) -> None:
     sampler = GMM(components=1) if method == "gmm" else Gaussian(shrinkage=0)
     model, _ = fitted(sampler, rows, kind="vector", context=context)
     design = np.c_[np.ones(2000), context.double().numpy()]
-    slope, *_ = np.linalg.lstsq(design, rows.double().numpy())
+    slope, *_ = np.linalg.lstsq(design, rows.double().numpy(), rcond=None)
     residual = rows.double().numpy() - design @ slope
     normal = multivariate_normal(np.zeros(3), residual.T @ residual / 2000)
     expected = normal.logpdf(residual)
