@@ -46,7 +46,7 @@ KILLED, TIMED_OUT, SURVIVED = "killed", "timed_out", "survived"
 # The files of each module, and the tests of each file: those that take seconds, the quickest first.
 # FILE::WORD are the tests whose names have the word.
 NAMES, WRONG = "tests/test_boundaries.py::every_name_in_all", "tests/test_wrong_arguments.py"
-TRANSFORMS = ("tests/test_transforms.py", "tests/test_custom.py", NAMES)
+OURS, CUSTOM = ("tests/test_transforms.py", NAMES), ("tests/test_custom.py", NAMES)
 FIXED = ("tests/test_metrics.py", f"{WRONG}::frechet", f"{WRONG}::gaussian_moments", NAMES)
 NEIGHBOURS = (
     "tests/test_neighbours.py",
@@ -70,10 +70,10 @@ MODULES: dict[str, dict[str, tuple[str, ...]]] = {
         )
     },
     "transforms": {
-        "latentfit/transforms.py": TRANSFORMS,
-        "latentfit/affine.py": TRANSFORMS,
-        "latentfit/principal.py": TRANSFORMS,
-        "latentfit/custom.py": ("tests/test_custom.py", "tests/test_transforms.py", NAMES),
+        "latentfit/transforms.py": (*OURS, *CUSTOM),
+        "latentfit/affine.py": OURS,
+        "latentfit/principal.py": OURS,
+        "latentfit/custom.py": CUSTOM,
     },
     "registry": {
         "latentfit/registry.py": ("tests/test_registry.py", f"{WRONG}::list_samplers", NAMES)
