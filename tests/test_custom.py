@@ -151,6 +151,7 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
         r"Faulty.forward .* \(16, 4\) on 'cpu'; got torch.float32, \(16, 3\)",
     ),
     "rows that are no tensor": ({"forward": lambda self, x: None}, "Faulty.forward .* got None"),
+    "rows that are a text": ({"forward": lambda self, x: "rows"}, "Faulty.forward .* got 'rows'"),
     "latents of another shape": (
         {"inverse": lambda self, x, dtype: x[0].to(dtype)},
         r"Faulty.inverse .* \(16, 4\) on 'cpu'; got torch.float32, \(4,\)",

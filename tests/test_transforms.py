@@ -458,6 +458,15 @@ def test_small_directions_are_kept_as_long_as_float32_can_tell(name: str) -> Non
 
 
 @ROTATED
+def test_float64_latents_keep_directions_that_float32_could_not_tell(name: str) -> None:
+    """A rotation of deviations 1 and 1e-6, which an encoder's sums in float32 could hide."""
+    x = torch.randn(1000, 2, generator=generator(), dtype=torch.float64)
+    x = (x * torch.tensor([1, 1e-6])) @ torch.linalg.qr(torch.ones(2, 2).double() + torch.eye(2))[0]
+    assert fit(name, x).dim == 2
+    assert fit(name, x.float()).dim == 1
+
+
+@ROTATED
 def test_what_an_encoder_leaves_of_a_dependency_in_float32_is_dropped(name: str) -> None:
     """A linear layer from 10 to 64 numbers, computed in float32, has rank 10 but for its rounding."""
     hidden = torch.randn(2000, 10, generator=generator())
