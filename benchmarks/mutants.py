@@ -216,6 +216,18 @@ class Bench:
                 return TIMED_OUT, seconds
             time.sleep(0.02)
 
+    def seconds(self, tests: tuple[str, ...]) -> float:
+        """Tell how long tests take without a mutant.
+
+        Raises:
+            RuntimeError: They fail.
+        """
+        outcome, seconds = self.run(tests, 600)
+        if outcome != SURVIVED:
+            output = (self.folder / "output").read_text()
+            raise RuntimeError(f"{', '.join(tests)} fail without a mutant:\n{output}")
+        return seconds
+
     def _test(self, tests: tuple[str, ...]) -> None:
         """Be the fork: never return."""
         code = 1
@@ -252,7 +264,7 @@ def measure(module: str, sample: int | None, seed: int, bench: Bench) -> dict[st
     """Run a module's mutants.
 
     Raises:
-        RuntimeError: Its tests fail without any.
+        RuntimeError: Its tests fail without any, before or after: then failures tell nothing.
     """
     files = MODULES[module]
     sources = {file: (ROOT / file).read_text("utf-8") for file in files}
@@ -261,14 +273,7 @@ def measure(module: str, sample: int | None, seed: int, bench: Bench) -> dict[st
     if sample is not None and sample < len(there):
         chosen = sorted(random.Random(seed).sample(range(len(there)), sample))
         tried = [there[index] for index in chosen]
-    limits = {}
-    for tests in dict.fromkeys(files.values()):
-        outcome, seconds = bench.run(tests, 600)
-        if outcome != SURVIVED:
-            raise RuntimeError(
-                f"{', '.join(tests)} fail without a mutant:\n{(bench.folder / 'output').read_text()}"
-            )
-        limits[tests] = 10 * seconds + 30
+    limits = {tests: 10 * bench.seconds(tests) + 30 for tests in dict.fromkeys(files.values())}
     counts = dict.fromkeys((KILLED, TIMED_OUT, SURVIVED), 0)
     survivors = []
     for number, mutant in enumerate(tried, 1):
@@ -281,6 +286,8 @@ def measure(module: str, sample: int | None, seed: int, bench: Bench) -> dict[st
             survivors.append({k: v for k, v in asdict(mutant).items() if k != "source"})
             print(f"{mutant.file}:{mutant.line}\n{mutant.change}", file=sys.stderr)
         print(f"{module} {number}/{len(tried)} {counts}", file=sys.stderr, flush=True)
+    for tests in limits:
+        bench.seconds(tests)
     caught = counts[KILLED] + counts[TIMED_OUT]
     return {
         "files": list(files),
