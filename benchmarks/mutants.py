@@ -44,25 +44,46 @@ AS_THEY_ARE = ("len", "isinstance")  # calls: without an argument they raise, as
 KILLED, TIMED_OUT, SURVIVED = "killed", "timed_out", "survived"
 
 # The files of each module, and the tests of each file: those that take seconds, the quickest first.
-TWO_SAMPLE, NEIGHBOURS = "tests/test_two_sample.py", "tests/test_neighbours.py"
-TRANSFORMS = ("tests/test_transforms.py", "tests/test_custom.py")
+# FILE::WORD are the tests whose names have the word.
+NAMES, WRONG = "tests/test_boundaries.py::every_name_in_all", "tests/test_wrong_arguments.py"
+OURS, CUSTOM = ("tests/test_transforms.py", NAMES), ("tests/test_custom.py", NAMES)
+FIXED = ("tests/test_metrics.py", f"{WRONG}::frechet", f"{WRONG}::gaussian_moments", NAMES)
+NEIGHBOURS = (
+    "tests/test_neighbours.py",
+    *(f"{WRONG}::{name}" for name in ("precision", "density_coverage", "copying")),
+    NAMES,
+)
+TWO_SAMPLE = (
+    "tests/test_two_sample.py",
+    *(f"{WRONG}::metrics.{name}" for name in ("c2st", "energy", "kernel", "sliced")),
+    NAMES,
+)
+METRICS = tuple(dict.fromkeys(FIXED + NEIGHBOURS + TWO_SAMPLE))
 MODULES: dict[str, dict[str, tuple[str, ...]]] = {
     "persistence": {
-        "latentfit/persistence.py": ("tests/test_persistence.py", "tests/test_golden.py")
+        "latentfit/persistence.py": (
+            "tests/test_persistence.py",
+            "tests/test_paths.py::a_sampler_that_is_not_there",
+            "tests/test_paths.py::read_only",
+            "tests/test_golden.py",
+            NAMES,
+        )
     },
     "transforms": {
-        "latentfit/transforms.py": TRANSFORMS,
-        "latentfit/affine.py": TRANSFORMS,
-        "latentfit/principal.py": TRANSFORMS,
-        "latentfit/custom.py": TRANSFORMS[::-1],
+        "latentfit/transforms.py": (*OURS, *CUSTOM),
+        "latentfit/affine.py": OURS,
+        "latentfit/principal.py": OURS,
+        "latentfit/custom.py": CUSTOM,
     },
-    "registry": {"latentfit/registry.py": ("tests/test_registry.py",)},
+    "registry": {
+        "latentfit/registry.py": ("tests/test_registry.py", f"{WRONG}::list_samplers", NAMES)
+    },
     "metrics": {
-        "latentfit/metrics/__init__.py": ("tests/test_metrics.py", NEIGHBOURS, TWO_SAMPLE),
-        "latentfit/metrics/_arrays.py": ("tests/test_metrics.py", NEIGHBOURS, TWO_SAMPLE),
-        "latentfit/metrics/_gaussian.py": ("tests/test_metrics.py",),
-        "latentfit/metrics/_neighbours.py": (NEIGHBOURS,),
-        "latentfit/metrics/_two_sample.py": (TWO_SAMPLE,),
+        "latentfit/metrics/__init__.py": METRICS,
+        "latentfit/metrics/_arrays.py": METRICS,
+        "latentfit/metrics/_gaussian.py": FIXED,
+        "latentfit/metrics/_neighbours.py": NEIGHBOURS,
+        "latentfit/metrics/_two_sample.py": TWO_SAMPLE,
     },
 }
 # These start fresh interpreters, ten seconds and more each.
@@ -134,6 +155,28 @@ def _difference(source: str, mutated: str) -> tuple[int, str]:
     return start + 1, "\n".join(gone + [f"+ {line.strip()}" for line in new[slice(*other)]])
 
 
+class Chosen:
+    """For pytest: of the tests that were collected those that are meant, those that take seconds last.
+
+    Args:
+        tests: Files, or a file, :: and what the name of a test has.
+    """
+
+    def __init__(self, tests: tuple[str, ...]) -> None:
+        self.words: dict[str, list[str]] = {}
+        for file, _, word in (test.partition("::") for test in tests):
+            self.words.setdefault(file, []).append(word)
+
+    def pytest_collection_modifyitems(self, items: list[Any]) -> None:
+        """Take out the others, and put those that start interpreters behind."""
+        kept = []
+        for item in items:
+            file, _, name = item.nodeid.partition("::")
+            if any(word in name for word in self.words[file]):
+                kept.append(item)
+        items[:] = sorted(kept, key=lambda item: "run_python" in item.fixturenames)
+
+
 class Bench:
     """A copy of latentfit in which files are changed, and the tests that are run against it.
 
@@ -173,6 +216,18 @@ class Bench:
                 return TIMED_OUT, seconds
             time.sleep(0.02)
 
+    def seconds(self, tests: tuple[str, ...]) -> float:
+        """Tell how long tests take without a mutant.
+
+        Raises:
+            RuntimeError: They fail.
+        """
+        outcome, seconds = self.run(tests, 600)
+        if outcome != SURVIVED:
+            output = (self.folder / "output").read_text()
+            raise RuntimeError(f"{', '.join(tests)} fail without a mutant:\n{output}")
+        return seconds
+
     def _test(self, tests: tuple[str, ...]) -> None:
         """Be the fork: never return."""
         code = 1
@@ -186,6 +241,7 @@ class Bench:
                 *(str(ROOT / part) for part in ("", "plugins", "benchmarks")),
             ]
             os.environ["PYTHONPATH"] = os.pathsep.join(paths)
+            os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # half a second; no test needs any
             sys.path[:0] = paths
             os.chdir(ROOT)
             import pytest
@@ -194,7 +250,8 @@ class Bench:
             options = ("-x", "-q", "-p", "no:cacheprovider", "-m", "not slow")
             options += ("-W", "ignore::pytest.PytestAssertRewriteWarning")  # what is there already
             where = f"--basetemp={self.folder / 'tmp'}"
-            code = int(pytest.main([*options, where, *skipped, *tests]))
+            chosen = Chosen(tests)
+            code = int(pytest.main([*options, where, *skipped, *chosen.words], [chosen]))
         except BaseException:  # a mutant that pytest itself can't stand
             traceback.print_exc()
         finally:
@@ -207,7 +264,7 @@ def measure(module: str, sample: int | None, seed: int, bench: Bench) -> dict[st
     """Run a module's mutants.
 
     Raises:
-        RuntimeError: Its tests fail without any.
+        RuntimeError: Its tests fail without any, before or after: then failures tell nothing.
     """
     files = MODULES[module]
     sources = {file: (ROOT / file).read_text("utf-8") for file in files}
@@ -216,14 +273,7 @@ def measure(module: str, sample: int | None, seed: int, bench: Bench) -> dict[st
     if sample is not None and sample < len(there):
         chosen = sorted(random.Random(seed).sample(range(len(there)), sample))
         tried = [there[index] for index in chosen]
-    limits = {}
-    for tests in dict.fromkeys(files.values()):
-        outcome, seconds = bench.run(tests, 600)
-        if outcome != SURVIVED:
-            raise RuntimeError(
-                f"{', '.join(tests)} fail without a mutant:\n{(bench.folder / 'output').read_text()}"
-            )
-        limits[tests] = 10 * seconds + 30
+    limits = {tests: 10 * bench.seconds(tests) + 30 for tests in dict.fromkeys(files.values())}
     counts = dict.fromkeys((KILLED, TIMED_OUT, SURVIVED), 0)
     survivors = []
     for number, mutant in enumerate(tried, 1):
@@ -234,7 +284,10 @@ def measure(module: str, sample: int | None, seed: int, bench: Bench) -> dict[st
         counts[outcome] += 1
         if outcome == SURVIVED:
             survivors.append({k: v for k, v in asdict(mutant).items() if k != "source"})
+            print(f"{mutant.file}:{mutant.line}\n{mutant.change}", file=sys.stderr)
         print(f"{module} {number}/{len(tried)} {counts}", file=sys.stderr, flush=True)
+    for tests in limits:
+        bench.seconds(tests)
     caught = counts[KILLED] + counts[TIMED_OUT]
     return {
         "files": list(files),

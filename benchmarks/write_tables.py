@@ -95,7 +95,7 @@ def bars() -> str:
 
 
 def reliability() -> str:
-    """What came of files that were damaged and of processes that were killed."""
+    """What came of files that were damaged, of processes that were killed and of code that was broken."""
     damage, kills = _results("reliability", "damage"), _results("reliability", "kills")
     saves, fits, stores = kills["saves"], kills["checkpoints"], kills["stores"]
     forged = [found for kind, found in damage["outcomes"].items() if "forged" in kind]
@@ -132,6 +132,13 @@ def reliability() -> str:
         f"{covered['percent_statements_covered']:.1f} % of the lines of latentfit/, "
         f"{covered['percent_branches_covered']:.1f} % of its branches"
     )
+    for module, found in _results("reliability", "mutants").items():
+        lines[
+            f"{found['tried']:,} of the {found['mutants']:,} mutants of {module}, drawn at random"
+        ] = (
+            f"{found['killed']} fail a test, {found['timed_out']} end at the limit of time, "
+            f"{found['survived']} go unnoticed: {100 * found['share']:.0f} % are caught"
+        )
     rows = "".join(f"| {what} | {came} |\n" for what, came in lines.items())
     return f"| what was done | what came of it |\n| --- | --- |\n{rows}"
 

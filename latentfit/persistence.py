@@ -90,12 +90,15 @@ def write_tensors(
         OSError: The file can't be written; what was there before is unchanged.
     """
     plain = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
-    full = {"format_version": FORMAT_VERSION, **header, "sha256": _BLANK}
-    text = json.dumps(full, allow_nan=False, sort_keys=True)
-    content = safetensors.torch.save(plain, metadata={_KEY: text})
-    digest = hashlib.sha256(content).hexdigest()
+
+    def content(digest: str) -> bytes:
+        full = {"format_version": FORMAT_VERSION, **header, "sha256": digest}
+        text = json.dumps(full, allow_nan=False, sort_keys=True)
+        return safetensors.torch.save(plain, metadata={_KEY: text})
+
+    whole = content(hashlib.sha256(content(_BLANK)).hexdigest())
     with atomic_path(path, follow=follow) as temporary:
-        temporary.write_bytes(content.replace(_BLANK.encode(), digest.encode(), 1))
+        temporary.write_bytes(whole)
 
 
 def read_tensors(
@@ -152,7 +155,7 @@ def _read(path: Path, kind: str) -> bytes:
 
 def _header(content: bytes, path: str, kind: str) -> dict[str, Any]:
     size = int.from_bytes(content[:8], "little")
-    if len(content) < 10 or not 2 <= size <= min(len(content) - 8, _MOST_HEADER_BYTES):
+    if not 2 <= size <= min(len(content) - 8, _MOST_HEADER_BYTES):
         raise FileFormatError(
             f"{path}: expected a safetensors file; this is none, or it is cut off. {_REMEDIES[kind]}"
         )

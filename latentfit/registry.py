@@ -52,6 +52,7 @@ NO_PLUGINS = "LATENTFIT_NO_PLUGINS"
 """The environment variable that hides the plugins of all other distributions: any value but empty and 0."""
 
 _SAMPLERS, _BENCHMARKS = "latentfit.samplers", "latentfit.benchmarks"
+_KINDS = {_SAMPLERS: "sampler", _BENCHMARKS: "benchmark"}  # what messages call them
 _OWN = "latentfit"  # the distribution
 _VALUE = re.compile(r"\w+(\.\w+)*\s*:\s*\w+(\.\w+)*\s*(\[.*\])?")  # module:attribute
 
@@ -109,7 +110,7 @@ def load_sampler_class(name: str) -> type[Sampler]:
     """
     from latentfit.sampler_base import Sampler
 
-    plugin = _select(_SAMPLERS, "sampler", name)
+    plugin = _select(_SAMPLERS, name)
     with isolated_rng(0, torch.device("cpu")):  # a library may draw while it is imported
         loaded = plugin.load()
     if not (isinstance(loaded, type) and issubclass(loaded, Sampler)):
@@ -131,7 +132,7 @@ def load_benchmark(name: str) -> click.Command:
     """
     import click
 
-    plugin = _select(_BENCHMARKS, "benchmark", name)
+    plugin = _select(_BENCHMARKS, name)
     loaded = plugin.load()
     if not isinstance(loaded, click.Command):
         plugin.refuse(f"expected a click.Command; got {loaded!r}")
@@ -140,7 +141,7 @@ def load_benchmark(name: str) -> click.Command:
 
 def sampler_distribution(name: str) -> str:
     """Name the distribution and version that a sampler comes from."""
-    return _select(_SAMPLERS, "sampler", name).owner
+    return _select(_SAMPLERS, name).owner
 
 
 @dataclass(frozen=True)
@@ -157,6 +158,10 @@ class _Plugin:
     @property
     def owner(self) -> str:
         return f"{self.distribution} {self.version}"
+
+    @property
+    def first_party(self) -> bool:
+        return self.distribution.lower() == _OWN
 
     @property
     def problem(self) -> str | None:
@@ -213,7 +218,7 @@ class _Plugin:
 
 def _list(group: str) -> list[PluginInfo]:
     infos = []
-    for name, plugins in _plugins(group, "plugin").items():
+    for name, plugins in _plugins(group).items():
         rivals = [p for p in plugins if p.api == API_VERSION]
         for p in plugins:
             clash = len(rivals) > 1 and p.api == API_VERSION
@@ -222,31 +227,33 @@ def _list(group: str) -> list[PluginInfo]:
     return infos
 
 
-def _select(group: str, kind: str, name: Any) -> _Plugin:
+def _select(group: str, name: Any) -> _Plugin:
     """The one plugin of a name that is meant for this version of the API, or for another if there is none."""
-    found = _plugins(group, kind)
+    found = _plugins(group)
     if not isinstance(name, str) or name not in found:
-        raise UnknownPluginError(_unknown(group, kind, name, list(found)))
+        raise UnknownPluginError(_unknown(group, name, list(found)))
     plugins = [p for p in found[name] if p.api == API_VERSION] or found[name][:1]
     if len(plugins) > 1:
-        raise DuplicatePluginError(f"The {kind} {_duplicate(name, plugins)}")
+        raise DuplicatePluginError(f"The {_KINDS[group]} {_duplicate(name, plugins)}")
     return plugins[0]
 
 
 def _duplicate(name: str, plugins: list[_Plugin]) -> str:
     owners = " and ".join(plugin.owner for plugin in plugins)
-    others = [plugin.distribution for plugin in plugins if _normal(plugin) != _OWN]
+    others = [plugin.distribution for plugin in plugins if not plugin.first_party]
     if len(others) < len(plugins):  # one of them is latentfit's own
         return f"{name!r} is registered by {owners}; rename that of {others[0]}, or uninstall it."
     return f"{name!r} is registered by {owners}; uninstall one of them."
 
 
-def _unknown(group: str, kind: str, name: Any, installed: list[str]) -> str:
+def _unknown(group: str, name: Any, installed: list[str]) -> str:
     close = difflib.get_close_matches(told(name).strip("'").lower(), installed, n=1)
     hint = f" Did you mean {close[0]!r}?" if close else ""
-    message = f"Unknown {kind} {told(name)}; installed: {', '.join(installed) or 'none'}.{hint}"
+    message = (
+        f"Unknown {_KINDS[group]} {told(name)}; installed: {', '.join(installed) or 'none'}.{hint}"
+    )
     if _first_party_only():
-        found = _plugins(group, kind, hidden=True)
+        found = _plugins(group, hidden=True)
         hidden = {p.owner for p in found.get(name, ())} if isinstance(name, str) else set()
         whose = (
             f"{told(name)} of {', '.join(sorted(hidden))}" if hidden else "all plugins of others"
@@ -259,20 +266,19 @@ def _first_party_only() -> bool:
     return os.environ.get(NO_PLUGINS, "") not in ("", "0")
 
 
-def _plugins(group: str, kind: str, *, hidden: bool = False) -> dict[str, list[_Plugin]]:
+def _plugins(group: str, *, hidden: bool = False) -> dict[str, list[_Plugin]]:
     """The plugins of a group in all versions of the API, by name and owner.
 
     What a distribution registers for this version hides what it registers under the same name for others.
 
     Args:
         group: The entry-point group of version 1.
-        kind: What they are called in messages.
         hidden: Whether to find those that the environment variable hides, too.
     """
     found: dict[str, list[_Plugin]] = {}
     for distribution in _installed():
-        plugins = list(_of_distribution(distribution, group, kind))
-        if plugins and _first_party_only() and not hidden and _normal(plugins[0]) != _OWN:
+        plugins = list(_of_distribution(distribution, group))
+        if plugins and _first_party_only() and not hidden and not plugins[0].first_party:
             continue
         present = {p.entry.name for p in plugins if p.api == API_VERSION}
         for p in plugins:
@@ -281,7 +287,7 @@ def _plugins(group: str, kind: str, *, hidden: bool = False) -> dict[str, list[_
     return {name: sorted(found[name], key=lambda p: (p.owner, p.api)) for name in sorted(found)}
 
 
-def _of_distribution(distribution: Distribution, group: str, kind: str) -> Iterator[_Plugin]:
+def _of_distribution(distribution: Distribution, group: str) -> Iterator[_Plugin]:
     try:
         entries = list(distribution.entry_points)
     except Exception as error:  # it must not hide the plugins of other distributions
@@ -290,7 +296,7 @@ def _of_distribution(distribution: Distribution, group: str, kind: str) -> Itera
                 owner, version = _identity(distribution)
                 entry = EntryPoint(f"({owner})", "entry_points.txt", group)
                 damage = f"its entry_points.txt can't be read: {type(error).__name__}: {error}"
-                yield _Plugin(kind, entry, owner, version, API_VERSION, damage)
+                yield _Plugin(_KINDS[group], entry, owner, version, API_VERSION, damage)
         return
     seen = set()
     for entry in entries:
@@ -299,7 +305,7 @@ def _of_distribution(distribution: Distribution, group: str, kind: str) -> Itera
         api = 1 if entry.group == group else int(suffix) if numbered else 0
         if api and (api, entry.name, entry.value) not in seen:
             seen.add((api, entry.name, entry.value))
-            yield _Plugin(kind, entry, *_identity(distribution), api)
+            yield _Plugin(_KINDS[group], entry, *_identity(distribution), api)
 
 
 def _identity(distribution: Distribution) -> tuple[str, str]:
@@ -320,7 +326,3 @@ def _installed() -> Iterator[Distribution]:
         if name is None or name not in seen:
             seen.add(name)
             yield distribution
-
-
-def _normal(plugin: _Plugin) -> str:
-    return re.sub(r"[-_.]+", "-", plugin.distribution).lower()

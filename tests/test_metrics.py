@@ -87,6 +87,18 @@ def test_shapes_that_differ_are_refused() -> None:
         frechet_distance(np.eye(2), np.eye(3))
 
 
+@pytest.mark.parametrize("name", ["mean_x", "cov_x", "mean_y", "cov_y"])
+def test_moments_of_another_shape_are_refused_by_name(name: str) -> None:
+    given = {"mean_x": [0, 0], "cov_x": np.eye(2), "mean_y": [0, 0], "cov_y": np.eye(2)}
+    assert frechet_distance_from_moments(**given) == 0
+    given[name] = np.ones((1, 3))
+    with pytest.raises(DataError, match=rf"Expected two means .* {name} \(1, 3\)"):
+        frechet_distance_from_moments(**given)
+    given[name] = np.full((2, 2) if name.startswith("cov") else 2, np.inf)
+    with pytest.raises(NonFiniteError, match=f"NaN or infinity in {name}"):
+        frechet_distance_from_moments(**given)
+
+
 def test_non_finite_features_are_counted() -> None:
     x = np.zeros((5, 2))
     x[3, 1] = np.nan
@@ -98,3 +110,5 @@ def test_non_finite_features_are_counted() -> None:
 def test_non_finite_moments_are_refused() -> None:
     with pytest.raises(NonFiniteError, match="finite means and covariances"):
         frechet_distance_from_moments([0.0], [[np.nan]], [0.0], [[1.0]])
+    with pytest.raises(NonFiniteError, match="in cov_x, mean_y"):
+        frechet_distance_from_moments([0.0], [[np.nan]], [np.inf], [[1.0]])

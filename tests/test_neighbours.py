@@ -82,6 +82,17 @@ def test_precision_and_recall_are_the_definition() -> None:
     assert precision_recall(real, fake) == precision_recall(real, fake, k=3)
 
 
+def test_density_and_coverage_have_balls_without_a_rim() -> None:
+    rng = np.random.default_rng(0)
+    real, fake = rng.integers(0, 9, (70, 2)), rng.integers(2, 12, (40, 2))  # with copies and ties
+    for k in (1, 3, 39):
+        reach = np.sort(np.linalg.norm(real[:, None] - real, axis=2), axis=1)[:, k]
+        inside = np.linalg.norm(real[:, None] - fake, axis=2) < reach[:, None]
+        expected = inside.sum() / (k * 40), inside.any(axis=1).mean()
+        assert density_coverage(real, fake, k=k) == pytest.approx(expected)
+    assert density_coverage(real, fake) == density_coverage(real, fake, k=5)
+
+
 def test_copies_are_precise_and_recall_what_they_copy() -> None:
     real = normal(400, 3, 0)
     assert precision_recall(real, real) == (1, 1)
@@ -210,7 +221,11 @@ def test_data_copying_needs_enough_rows_in_a_cell() -> None:
     assert data_copying(copies, np.zeros((50, 2)), np.zeros((50, 2)), cells=4) == 0
     with pytest.raises(OptionError, match="seed"):
         data_copying(train, held_out, samples, seed=-1)
-    with pytest.raises(DataError, match="three sets of at least 2 rows .* samples of"):
+    with pytest.raises(
+        DataError,
+        match=r"three sets of at least 2 rows with as many columns; got train of \(100, 2\), "
+        r"held_out of \(20, 2\) and samples of \(30, 3\)",
+    ):
         data_copying(train, held_out, np.zeros((30, 3)))
 
 
@@ -229,7 +244,10 @@ def test_recall_has_balls_around_the_fakes() -> None:
 
 @pytest.mark.parametrize("metric", [density_coverage, precision_recall])
 def test_what_is_no_pair_of_features_is_refused(metric: Any) -> None:
-    with pytest.raises(DataError, match="as many columns"):
+    told = r"two sets of at least 2 rows with as many columns; got real of \(30, 2\) and fake of"
+    with pytest.raises(DataError, match=told):
         metric(normal(30, 2, 0), normal(30, 3, 1))
-    with pytest.raises(NonFiniteError):
-        metric(normal(30, 2, 0), np.full((30, 2), np.nan))
+    for name in ("real", "fake"):
+        given = {"real": normal(30, 2, 0), "fake": normal(30, 2, 1), name: np.full((30, 2), np.nan)}
+        with pytest.raises(NonFiniteError, match=f"finite features for {name}; got 30 of 30 rows"):
+            metric(**given)

@@ -1,7 +1,9 @@
 """Files: the same sampler in another process, atomic writing, and damage of every kind."""
 
+import hashlib
 import json
 import os
+import secrets
 import shutil
 import stat
 from collections.abc import Callable
@@ -18,7 +20,13 @@ from torch import nn
 from latentfit import LatentSampler, fit_latent_sampler, list_samplers, load_sampler
 from latentfit.errors import DecoderUnavailable, FileFormatError, OptionError, UnknownPluginError
 from latentfit.options import describe_options
-from latentfit.persistence import atomic_path, read_tensors, write_tensors
+from latentfit.persistence import (
+    CHECKPOINT,
+    SAMPLER,
+    atomic_path,
+    read_tensors,
+    write_tensors,
+)
 from latentfit.registry import load_sampler_class
 
 X = torch.randn(200, 2, 3, generator=torch.Generator().manual_seed(0)) * 7 + 50
@@ -134,6 +142,39 @@ def test_the_mode_is_the_umasks(umask: int, mode: int, tmp_path: Path) -> None:
     assert stat.S_IMODE((tmp_path / "s").stat().st_mode) == mode
 
 
+@pytest.mark.parametrize(
+    "tensors", [{}, {"a": torch.arange(6.0).view(2, 3).T, "b": torch.tensor(True)}]
+)
+def test_what_was_written_is_read(tensors: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    header = {"info": {"zeros": 64 * "0", "text": "zwölf"}, "history": []}
+    write_tensors(tmp_path / "s", tensors, header)
+    found, told = read_tensors(tmp_path / "s")
+    assert {name: told[name] for name in header} == header
+    assert found.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert torch.equal(found[name], tensor)
+    write_tensors(tmp_path / "t", tensors, dict(reversed(header.items())))
+    assert (tmp_path / "t").read_bytes() == (tmp_path / "s").read_bytes()
+
+
+def test_the_digest_is_that_of_the_file_with_zeros_in_its_place(saved: Path) -> None:
+    content, digest = saved.read_bytes(), read_tensors(saved)[1]["sha256"].encode()
+    assert hashlib.sha256(content.replace(digest, 64 * b"0")).hexdigest().encode() == digest
+
+
+def test_a_link_that_waits_under_the_temporary_name_is_not_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(secrets, "token_hex", lambda n: "chosen")
+    with atomic_path(tmp_path / "s") as temporary:
+        pass
+    (tmp_path / "outside").write_text("theirs")
+    temporary.symlink_to(tmp_path / "outside")
+    with pytest.raises(FileExistsError), atomic_path(tmp_path / "s"):
+        pass
+    assert (tmp_path / "outside").read_text() == "theirs"
+
+
 def test_a_link_stays_a_link_and_its_target_is_written(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     link = tmp_path / "link"
@@ -141,6 +182,10 @@ def test_a_link_stays_a_link_and_its_target_is_written(tmp_path: Path) -> None:
     write_tensors(link, {"a": torch.ones(1)}, {})
     assert link.is_symlink()
     assert torch.equal(read_tensors(tmp_path / "real" / "s")[0]["a"], torch.ones(1))
+    with atomic_path(link) as temporary:
+        temporary.write_text("new")
+    assert link.is_symlink()
+    assert (tmp_path / "real" / "s").read_text() == "new"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["link", "real"]
 
 
@@ -226,14 +271,20 @@ def test_a_header_that_is_no_json_leaves_the_old_file(tmp_path: Path) -> None:
 
 def test_paths_that_cannot_be_written_or_read_are_told(saved: Path, tmp_path: Path) -> None:
     sampler = load_sampler(saved)
-    with pytest.raises(IsADirectoryError, match="is a folder"):
+    with pytest.raises(IsADirectoryError, match=f"'{tmp_path}' is a folder"):
         sampler.save(tmp_path)
     with pytest.raises(FileNotFoundError, match="The folder .*missing.* does not exist"):
         sampler.save(tmp_path / "missing" / "s")
-    with pytest.raises(FileNotFoundError):
-        load_sampler(tmp_path / "missing")
-    with pytest.raises(IsADirectoryError):
-        load_sampler(tmp_path)
+    with pytest.raises(OSError, match="File name too long") as caught:
+        sampler.save(tmp_path / (300 * "s"))
+    assert caught.value.filename == str(tmp_path / (300 * "s"))
+    for kind in (SAMPLER, CHECKPOINT):
+        with pytest.raises(FileNotFoundError, match=f"the file of {kind}; .*{tmp_path}/missing'"):
+            read_tensors(tmp_path / "missing", kind)
+        with pytest.raises(IsADirectoryError, match=f"the file of {kind}; '{tmp_path}' is a fold"):
+            read_tensors(tmp_path, kind)
+    with pytest.raises(NotADirectoryError):
+        load_sampler(saved / "s")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -242,7 +293,8 @@ def test_a_file_cut_off_anywhere_is_refused(saved: Path, tmp_path: Path) -> None
     path = tmp_path / "s"
     for size in [*range(40), *range(40, len(content), 97), len(content) - 1]:
         path.write_bytes(content[:size])
-        with pytest.raises(FileFormatError, match=str(path)):
+        whole = size >= 8 + int.from_bytes(content[:8], "little")  # the header
+        with pytest.raises(FileFormatError, match=f"{path}: .*{'damaged' if whole else 'cut off'}"):
             load_sampler(path)
     path.write_bytes(content + b"\0")
     with pytest.raises(FileFormatError, match="damaged"):
@@ -287,7 +339,10 @@ def test_what_is_no_safetensors_file_is_refused(content: bytes, tmp_path: Path) 
         ({"latentfit": "no json"}, "expected a safetensors file"),
         ({"latentfit": "[1]"}, "no 'latentfit' header"),
         ({"latentfit": "{}"}, "expected format version 1; got None"),
-        ({"latentfit": '{"format_version": 2}'}, "expected format version 1; got 2. Upgrade"),
+        (
+            {"latentfit": '{"format_version": 2}'},
+            "expected format version 1; got 2. Upgrade latentfit to read newer",
+        ),
         ({"latentfit": '{"format_version": 1}'}, "damaged"),
         ({"latentfit": '{"format_version": 1, "sha256": ""}'}, "damaged"),
     ],
@@ -299,6 +354,58 @@ def test_other_safetensors_files_are_refused(
     (tmp_path / "s").write_bytes(content)
     with pytest.raises(FileFormatError, match=message):
         load_sampler(tmp_path / "s")
+
+
+@pytest.mark.parametrize(
+    "kind, remedy",
+    [(SAMPLER, "Copy or save it anew."), (CHECKPOINT, "Delete it to start anew.")],
+)
+def test_damage_is_told_with_what_to_do_about_this_kind_of_file(
+    kind: str, remedy: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "s"
+    write_tensors(path, {"a": torch.ones(2)}, {"kind": kind})
+    content = path.read_bytes()
+    digest = read_tensors(path, kind)[1]["sha256"]
+    damaged = {
+        "damaged": content[:-1] + b"!",
+        "cut off": content[:9],
+        "a safetensors file": content[:8] + b"!" + content[9:],
+    }
+    # Of the right digest, but no table of tensors.
+    forged = content.replace(b"F32", b"F23").replace(digest.encode(), 64 * b"0")
+    anew = hashlib.sha256(forged).hexdigest().encode()
+    damaged["expected a safetensors"] = forged.replace(64 * b"0", anew)
+    for what, bad in damaged.items():
+        path.write_bytes(bad)
+        with pytest.raises(FileFormatError, match=rf"{path}: .*{what}.* {remedy}$"):
+            read_tensors(path, kind)
+
+
+@pytest.mark.parametrize(
+    "written, read, remedy",
+    [
+        (CHECKPOINT, SAMPLER, r"Go on with fit_latent_sampler\(\.\.\., checkpoint=\)\."),
+        (SAMPLER, CHECKPOINT, "Name another folder for the checkpoint."),
+        ("a dream", SAMPLER, ""),
+        (None, CHECKPOINT, "Name another folder for the checkpoint."),  # older samplers
+    ],
+)
+def test_a_file_of_another_kind_is_told(
+    written: str | None, read: str, remedy: str, tmp_path: Path
+) -> None:
+    write_tensors(tmp_path / "s", {}, {"kind": written} if written else {})
+    told = f"expected {read}; this is '{written or SAMPLER}'. {remedy}"
+    with pytest.raises(FileFormatError, match=told):
+        read_tensors(tmp_path / "s", read)
+
+
+def test_a_header_has_at_most_16_megabytes(tmp_path: Path) -> None:
+    write_tensors(tmp_path / "s", {}, {"info": "x" * (16 * 2**20 - 1000)})
+    assert len(read_tensors(tmp_path / "s")[1]["info"]) == 16 * 2**20 - 1000
+    write_tensors(tmp_path / "s", {}, {"info": "x" * 16 * 2**20})
+    with pytest.raises(FileFormatError, match="expected a safetensors file"):
+        read_tensors(tmp_path / "s")
 
 
 def test_a_metadata_value_that_is_no_text_is_refused(tmp_path: Path) -> None:

@@ -4,7 +4,8 @@ import importlib
 import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from subprocess import CompletedProcess
 
@@ -54,6 +55,7 @@ MODULES = {
     "vanishing": "import os\nos._exit(7)\n",
     "crashing": "import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\n",
     "hanging": "import time\ntime.sleep(1000)\n",
+    "drawing": f"{_WHOLE}import torch\nDRAWN = torch.rand(1).item()\ntorch.manual_seed(3)\n",
     "noisy": f"{_WHOLE}import os\nprint('false', flush=True)\nos.write(1, b'false')\n",
     "spoiling": f"{_WHOLE}import fake_spoilt\nfake_spoilt.Plugin = 3\n",
     "spoilt": _WHOLE,
@@ -156,6 +158,7 @@ def test_a_third_partys_sampler_is_found_and_loaded(site: Site) -> None:
     [
         ("real-nvp", " Did you mean 'realnvp'"),
         ("zzz", ""),
+        ("kd", " Did you mean 'kde'"),
         (None, ""),
         (["realnvp"], " Did you mean 'realnvp'"),
         ("", ""),
@@ -170,6 +173,8 @@ def test_an_unknown_name_lists_those_installed_and_the_closest(name: object, hin
     assert (hint in str(e.value)) if hint else ("Did you mean" not in str(e.value))
     with pytest.raises(UnknownPluginError, match="Unknown benchmark 'mnits'.*Did you mean 'mnist'"):
         load_benchmark("mnits")
+    with pytest.raises(UnknownPluginError, match="Unknown sampler 'nobodys'"):
+        sampler_distribution("nobodys")
 
 
 BROKEN_IMPORTS = [
@@ -194,6 +199,18 @@ def test_a_plugin_that_cannot_be_imported_is_told_with_its_owner_and_breaks_no_o
     assert isinstance(e.value.__cause__, cause)
     assert str(e.value) == whose + str(e.value.reason)
     assert load_sampler_class("wgan-gp").__name__ == "WGANGP"
+
+
+def test_a_plugin_that_draws_while_it_is_imported_draws_the_same_each_time(site: Site) -> None:
+    site.install("rude-dist", {"theirs": site.module("drawing")})
+    drawn = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        before = torch.get_rng_state()
+        load_sampler_class("theirs")
+        assert torch.equal(torch.get_rng_state(), before)
+        drawn.append(sys.modules.pop("fake_drawing").DRAWN)
+    assert drawn[0] == drawn[1]
 
 
 def test_ctrl_c_while_a_plugin_is_imported_stays_ctrl_c(site: Site) -> None:
@@ -242,7 +259,8 @@ def test_a_damaged_entry_points_file_hides_nobody_elses(content: bytes, site: Si
     assert {"realnvp", "spline"} <= before
     assert load_sampler_class("wgan-gp").__name__ == "WGANGP"
     if b"\xff" not in content:
-        assert str(errors("(damaged-dist)")[0]).startswith("its entry_points.txt can't be read: ")
+        (reason,) = errors("(damaged-dist)")
+        assert re.match(r"its entry_points.txt can't be read: \w+Error: .", str(reason))
         with pytest.raises(PluginLoadError, match="entry_points.txt can't be read"):
             load_sampler_class("(damaged-dist)")
 
@@ -295,6 +313,15 @@ def test_a_group_with_the_number_of_this_version_is_this_version_s(site: Site) -
     assert load_sampler_class("theirs").__name__ == "Plugin"
 
 
+def test_a_plugin_that_is_registered_twice_in_one_distribution_is_one(site: Site) -> None:
+    site.install("careful-dist", {"theirs": site.module("working")}, suffix=f".v{API_VERSION}")
+    site.install("careful-dist", {"theirs": site.module("working")})
+    assert [info.error for info in list_samplers() if info.name == "theirs"] == [None]
+    site.install("careful-dist", {"theirs": "json:loads"})
+    with pytest.raises(DuplicatePluginError, match="by careful-dist 1.2 and careful-dist 1.2"):
+        load_sampler_class("theirs")
+
+
 def test_a_plugin_for_another_version_takes_no_name_away(site: Site) -> None:
     site.install("future-dist", {"realnvp": "fake_nowhere:Plugin"}, suffix=".v2")
     told = {i.distribution: i.error for i in list_samplers() if i.name == "realnvp"}
@@ -327,8 +354,13 @@ def test_no_plugins_leaves_the_first_party_ones(
         match=f"{NO_PLUGINS} is set and hides 'theirs' of someones-flow 1.2; unset it",
     ):
         load_sampler_class("theirs")
-    with pytest.raises(UnknownPluginError, match=f"{NO_PLUGINS} is set and hides all plugins of"):
-        load_sampler_class("nobodys")
+    site.install("a-rival", {"theirs": "x:Y"})
+    whose = "'theirs' of a-rival 1.2, someones-flow 1.2"
+    with pytest.raises(UnknownPluginError, match=f"hides {whose}; unset"):
+        load_sampler_class("theirs")
+    for name in ("nobodys", ["nobodys"]):
+        with pytest.raises(UnknownPluginError, match=f"{NO_PLUGINS} is set and hides all plugins"):
+            load_sampler_class(name)  # type: ignore[arg-type]
     assert "fake_working" not in sys.modules
 
 
@@ -380,6 +412,9 @@ def test_a_distribution_without_metadata_breaks_nothing(site: Site) -> None:
     assert load_sampler_class("realnvp").__name__ == "RealNVP"
     with pytest.raises(DuplicatePluginError, match="latentfit .* and unknown distribution"):
         load_sampler_class("spline")
+    folder = site.install("versionless", {"other": "fake_working:Plugin"})
+    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: versionless\n")
+    assert sampler_distribution("other") == "versionless ?"
 
 
 REASONS = {
@@ -406,6 +441,24 @@ def test_the_process_that_tries_plugins_tells_what_each_raises(
     assert ready == ""
     for (kind, reason), told in zip(REASONS.items(), answers, strict=True):
         assert told == "" if reason is None else re.match(reason, told), (kind, told)
+
+
+def test_check_tries_what_metadata_finds_nothing_wrong_with(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.install("odd-dist", {"theirs": site.module("raising"), "nowhere": "fake_nowhere:Plugin"})
+    tried = []
+
+    def probe(names: Sequence[str]) -> dict[str, str]:
+        tried.extend(names)
+        return {"theirs": "no good"}
+
+    before = {info.name: info for info in list_samplers()}
+    assert before["nowhere"].error
+    monkeypatch.setattr("latentfit.probe.probe_samplers", probe)
+    after = {info.name: info for info in list_samplers(check=True)}
+    assert sorted(tried) == sorted(before.keys() - {"nowhere"})
+    assert after == {**before, "theirs": replace(before["theirs"], error="no good")}
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from torch.autograd.functional import jacobian
 from latentfit.choosing import TRANSFORMS
 from latentfit.errors import DataError, FileFormatError, LatentsWarning, OptionError
 from latentfit.moments import measure
+from latentfit.principal import check_size
 from latentfit.transforms import Transform
 
 EVERY = pytest.mark.parametrize("name", TRANSFORMS)
@@ -120,6 +121,31 @@ def test_forward_is_differentiable(name: str) -> None:
     assert x.grad.isfinite().all()
 
 
+@EVERY
+def test_it_is_called_what_transform_takes(name: str) -> None:
+    assert TRANSFORMS[name].name == name
+
+
+@EVERY
+def test_it_works_where_the_latents_are_and_whatever_the_default_dtype(
+    name: str,
+) -> None:
+    fitted = fit(name, latents())
+    there = latents(torch.float16).to("meta")  # every machine has this device, which has no numbers
+    torch.set_default_dtype(torch.float64)
+    try:
+        rows = fitted.forward(there)
+        back = fitted.inverse(rows, torch.float16)
+        value = fitted.log_determinant(there)
+        here = fitted.log_determinant(latents())
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert (rows.device.type, rows.dtype, rows.shape) == ("meta", torch.float32, (500, 3))
+    assert (back.device.type, back.dtype, back.shape) == ("meta", torch.float16, (500, 3))
+    assert (value.device.type, value.dtype, value.shape) == ("meta", torch.float32, (500,))
+    assert here.dtype == torch.float32
+
+
 # --- equivariance ---
 
 
@@ -176,6 +202,15 @@ def test_the_sign_of_an_axis_is_not_left_to_rounding(name: str) -> None:
     assert signs == [1.0] * 20
 
 
+@ROTATED
+def test_the_largest_component_of_an_axis_is_positive(name: str) -> None:
+    for seed in range(5):
+        mixed = torch.randn(4, 4, generator=generator(seed), dtype=torch.float64)
+        x = torch.randn(300, 4, generator=generator(seed + 5), dtype=torch.float64) @ mixed
+        rotation = fit(name, x).state()["rotation"]
+        assert rotation.amax(0).tolist() == rotation.abs().amax(0).tolist()
+
+
 # --- standardize ---
 
 
@@ -224,6 +259,13 @@ def test_what_is_no_image_is_standardized_by_dimension(shape: tuple[int, ...]) -
     rows = fitted.forward(images().flatten(1))
     torch.testing.assert_close(rows.std(0, correction=0), torch.ones(60))
     assert fitted.layout is None
+    assert fit("none", images().view(200, *shape)).layout is None
+
+
+@pytest.mark.parametrize("name", ["none", "standardize"])
+@pytest.mark.parametrize("shape", [(3, 4, 5), (30, 2, 1), (30, 1, 2), (3, 20, 1), (3, 1, 20)])
+def test_an_image_has_more_than_one_position(name: str, shape: tuple[int, ...]) -> None:
+    assert fit(name, images().view(200, *shape)).layout == shape
 
 
 def test_a_constant_channel_leaves_an_image_of_the_others() -> None:
@@ -254,9 +296,21 @@ def test_a_constant_position_leaves_no_image_and_does_not_count_in_its_channel()
     assert torch.equal(fitted.inverse(rows, torch.float32)[:, 20], torch.full((200,), 1e6))
 
 
-def test_deviations_that_differ_within_channels_make_no_image() -> None:
-    flat = fit("standardize", images().flatten(1)).state()
-    assert TRANSFORMS["standardize"]().load_state(flat, (3, 4, 5)).layout is None
+def test_a_channel_with_one_position_that_varies_has_its_mean_and_deviation() -> None:
+    x = images(torch.float64)
+    x[:, 1].view(200, -1)[:, 1:] = 4
+    position = x[:, 1, 0, 0]
+    rows = fit("standardize", x).forward(x.flatten(1))
+    expected = (position - position.mean()) / position.std(correction=0)
+    torch.testing.assert_close(rows[:, 20], expected.float())
+
+
+@pytest.mark.parametrize("differ", ["mean", "scale", "both"])
+def test_means_or_deviations_that_differ_within_channels_make_no_image(differ: str) -> None:
+    whole, flat = (fit("standardize", x).state() for x in (images(), images().flatten(1)))
+    state = flat if differ == "both" else {**whole, differ: flat[differ]}
+    assert TRANSFORMS["standardize"]().load_state(whole, (3, 4, 5)).layout == (3, 4, 5)
+    assert TRANSFORMS["standardize"]().load_state(state, (3, 4, 5)).layout is None
 
 
 def test_images_of_4096_numbers_need_no_covariance() -> None:
@@ -404,6 +458,15 @@ def test_small_directions_are_kept_as_long_as_float32_can_tell(name: str) -> Non
 
 
 @ROTATED
+def test_float64_latents_keep_directions_that_float32_could_not_tell(name: str) -> None:
+    """A rotation of deviations 1 and 1e-6, which an encoder's sums in float32 could hide."""
+    x = torch.randn(1000, 2, generator=generator(), dtype=torch.float64)
+    x = (x * torch.tensor([1, 1e-6])) @ torch.linalg.qr(torch.ones(2, 2).double() + torch.eye(2))[0]
+    assert fit(name, x).dim == 2
+    assert fit(name, x.float()).dim == 1
+
+
+@ROTATED
 def test_what_an_encoder_leaves_of_a_dependency_in_float32_is_dropped(name: str) -> None:
     """A linear layer from 10 to 64 numbers, computed in float32, has rank 10 but for its rounding."""
     hidden = torch.randn(2000, 10, generator=generator())
@@ -424,6 +487,9 @@ def test_more_dimensions_than_axes_can_be_found_of_are_refused(name: str) -> Non
     moments = measure([torch.randn(2, 4097)], covariance=False)
     with pytest.raises(OptionError, match=r"at most 4096 .* got 4097. Use transform='standardize'"):
         TRANSFORMS[name]().fit(moments)
+    check_size(name, (4, 32, 32))
+    with pytest.raises(OptionError, match=f"for transform='{name}'; got 4100"):
+        check_size(name, (4, 1025))
 
 
 # --- constants ---
@@ -459,12 +525,15 @@ def test_off_the_constants_the_density_is_zero(name: str, dtype: torch.dtype) ->
 
 @SCALED
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_no_row_that_was_fitted_counts_as_off_the_constants(name: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("constant", [1.0, -1e6])
+def test_no_row_that_was_fitted_counts_as_off_the_constants(
+    name: str, dtype: torch.dtype, constant: float
+) -> None:
     x = latents(dtype, 1000)
     x[:, 0] = 1
     x[17, 0] += 1e-5  # the standard deviation alone would drown it in float32's rounding
-    x[:, 1] = 1
-    x[17, 1] += torch.finfo(dtype).eps  # rounding
+    x[:, 1] = constant
+    x[17, 1] += constant * torch.finfo(dtype).eps  # rounding
     fitted = fit(name, x)
     assert 1 in fitted.constant
     if name == "standardize":
@@ -519,6 +588,13 @@ def states() -> list[Any]:
             bad(name, "shapes", rotation=rotation.flatten()),
             bad(name, "shapes", rotation=rotation.T[:2]),
             bad(name, "slack", slack=torch.tensor([0.0, -1.0])),
+            bad(name, "slack", slack=torch.tensor([-1.0, 0.0])),
+            bad(
+                name,
+                "at most 3 columns",
+                rotation=torch.eye(3, 4),
+                scale=torch.ones(4 if name == "whiten" else 1),
+            ),
             bad(name, "scales", scale=torch.zeros_like(good[name]["scale"])),
         ]
     cases.append(bad("whiten", "shapes", scale=torch.ones(2)))
@@ -542,9 +618,15 @@ def test_a_rotation_that_a_file_holds_in_float32_is_taken() -> None:
     )
 
 
-def test_the_identity_refuses_what_rows_cannot_hold() -> None:
-    with pytest.raises(DataError, match="transform='auto'"):
-        fit("none", latents() * 1e20)
+@pytest.mark.parametrize("factor", [1e20, -1e20])
+def test_the_identity_refuses_what_rows_cannot_hold(factor: float) -> None:
+    with pytest.raises(DataError, match=r"up to 1e\+12 .* got .*e\+2\d. Use transform='auto'"):
+        fit("none", latents() * factor)
+
+
+def test_the_identity_takes_what_deviates_enough_along_one_dimension() -> None:
+    x = latents() * torch.tensor([0.02, 1e-6, 1e-6])
+    assert torch.equal(fit("none", x).forward(x), x.float())
 
 
 @pytest.mark.parametrize("scale", [1e-6, 1e-4, 0.0])

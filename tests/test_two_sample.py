@@ -48,6 +48,25 @@ def test_the_two_sample_test_does_not_mind_order_or_constant_columns() -> None:
     assert 0.45 < c2st(np.hstack((x, same)), np.hstack((y, same)), seed=3) < 0.55
 
 
+def test_the_two_sample_test_does_not_mind_units() -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(600, 2)), rng.normal(size=(600, 2)) + np.array([0, 1.5])
+    expected = c2st(x, y)
+    assert expected > 0.75
+    for factor, shift in ((1e-6, 0), ([1e6, 1e-3], 0), (1, [1e6, -1e6])):
+        assert c2st(x * factor + shift, y * factor + shift) == pytest.approx(expected, abs=0.02)
+
+
+def test_the_two_sample_test_has_a_seed() -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(40, 2)), rng.normal(size=(40, 2)) + 0.5
+    found = {seed: c2st(x, y, seed=seed) for seed in (0, 1, 2**40)}
+    assert len(set(found.values())) == 3
+    assert c2st(x, y) == found[0]
+    assert c2st_interval(x, y) == c2st_interval(x, y, level=0.95, seed=0)
+    assert c2st_interval(x, y, seed=1)[0] == found[1]
+
+
 def test_the_two_sample_test_leaves_the_global_random_state_alone() -> None:
     before = np.random.get_state()[1].tolist()  # noqa: NPY002
     c2st(np.random.default_rng(0).normal(size=(50, 2)), np.ones((8, 2)))
@@ -124,6 +143,16 @@ def test_sets_that_are_far_apart_still_have_an_interval(n: int) -> None:
     assert area == high == 1
     # What n / 2 rows without an error say of a share, after Wilson.
     assert low == pytest.approx(1 / (1 + 1.96**2 / (n // 2)), rel=1e-3)
+
+
+def test_the_interval_is_of_at_most_twice_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One pair of 50 * 50 in the wrong order: DeLong's variance would make it more than a thousand rows."""
+    scores = np.arange(50.0), np.arange(50.0) + 48.5
+    monkeypatch.setattr(_two_sample, "_scores", lambda *_: [scores, scores])
+    area, *ends = c2st_interval([[0.0]], [[0.0]])
+    assert area == pytest.approx(1 - 1 / 2500)
+    for end in ends:
+        assert abs(area - end) == pytest.approx(1.96 * np.sqrt(end * (1 - end) / 100), rel=1e-3)
 
 
 @pytest.mark.slow
@@ -247,6 +276,12 @@ def test_a_shift_is_seen_along_each_line_by_its_share() -> None:
     )
 
 
+@pytest.mark.parametrize("projections", [0, 10**6 + 1])
+def test_lines_are_one_to_a_million(projections: int) -> None:
+    with pytest.raises(OptionError, match="projections as a whole number from 1 to 1000000; got"):
+        sliced_wasserstein([[0.0], [1.0]], [[0.0], [1.0]], projections=projections)
+
+
 def test_the_lines_are_the_seeds() -> None:
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(40, 5)), rng.normal(size=(30, 5)) + np.eye(5)[0]
@@ -270,5 +305,9 @@ def test_sets_that_do_not_match_are_refused(metric: Any) -> None:
     for other in (np.ones((10, 3)), np.ones((1, 2)), np.ones(10)):
         with pytest.raises(DataError):
             metric(ones, other)
-    with pytest.raises(NonFiniteError):
+    with pytest.raises(DataError, match=r"two sets of .* got x of \(10, 2\) and y of \(10, 3\)"):
+        metric(ones, np.ones((10, 3)))
+    with pytest.raises(NonFiniteError, match="for y"):
         metric(ones, ones * np.nan)
+    with pytest.raises(NonFiniteError, match="for x"):
+        metric(ones * np.inf, ones)

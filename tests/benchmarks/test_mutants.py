@@ -1,5 +1,7 @@
 """Mutants: each is another program, in one place, and none is of what says nothing to Python."""
 
+from types import SimpleNamespace
+
 import pytest
 
 SOURCE = '''
@@ -29,3 +31,26 @@ def test_a_mutant_is_one_change_that_compiles() -> None:
         differ = [i for i, line in enumerate(SOURCE.splitlines()) if line != kept[i]]
         assert differ == [mutant.line - 1]
         assert mutant.line in (3, 8)
+
+
+def test_the_tests_of_a_word_are_chosen_and_interpreters_come_last() -> None:
+    import mutants
+
+    names = ["a.py::test_one", "a.py::test_two[x]", "b.py::test_one[x-y]", "b.py::test_three"]
+    items = [
+        SimpleNamespace(nodeid=name, fixturenames=["run_python"][i:])
+        for i, name in enumerate(names)
+    ]
+    mutants.Chosen(("a.py", "b.py::x-")).pytest_collection_modifyitems(items)
+    assert [item.nodeid for item in items] == [names[1], names[2], names[0]]
+
+
+def test_all_files_and_tests_that_are_meant_are_there() -> None:
+    import mutants
+
+    for files in mutants.MODULES.values():
+        for file, tests in files.items():
+            assert (mutants.ROOT / file).is_file()
+            for test in tests:
+                path, _, word = test.partition("::")
+                assert word in (mutants.ROOT / path).read_text()
