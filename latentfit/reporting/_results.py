@@ -111,8 +111,7 @@ def _report(results: Mapping[str, Any], exhibits: Exhibits, name: str) -> Report
         )
     if len(seeds) > 1:
         notes.append("± is the standard deviation over the seeds.")
-    if results["quick"]:
-        notes.insert(0, "This is a quick run: its trainings are too short to be quoted.")
+    quick = "This is a quick run: its trainings are too short to be quoted."
     digest = str(classifier["sha256"])
     return Report(
         title=f"latentfit bench {benchmark}",
@@ -121,6 +120,7 @@ def _report(results: Mapping[str, Any], exhibits: Exhibits, name: str) -> Report
         conditional=tuple(_row(*item) for item in results.get("conditional", {}).items()),
         seeds=seeds,
         notes=tuple(notes),
+        warnings=(quick,) if results["quick"] else (),
         facts=_facts(results),
         comparable=json.dumps([benchmark, digest, samples, data["binarize"]]),
         exhibits=exhibits,
