@@ -148,6 +148,8 @@ def evaluate(
     keys = [key for key in _COLUMNS if any(row.values.get(key) for row in found.rows)]
     lines = [["", *(key.replace("_", " ") for key in keys)]]
     for row in found.rows:
+        if row.is_reference and not row.values:
+            continue  # it has images only
         means = [row.mean(key) for key in keys]
         lines.append([printable(row.name), *("" if m is None else f"{m:.3f}" for m in means)])
     click.echo("\n".join(table_lines(lines)))

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
+
+import numpy as np
 
 from latentfit.reporting._model import Row
 
 __all__ = ["MEASURES", "Measure", "measures_of", "number", "seconds", "value_text"]
 
 Better = Literal["low", "high", ""]
+_MOST_PLACES = 6  # after the point
 
 
 class Measure(NamedTuple):
@@ -156,10 +160,14 @@ def value_text(measure: Measure, values: Sequence[float]) -> str:
     if measure.style == "count":
         return _short(mean)
     if measure.style == "seconds":
-        return f"{mean:.1f}" if mean >= 1 else f"{mean:.3f}"
-    places = 3 if measure.style == "share" else _places(mean)
-    text = f"{mean:.{places}f}"
-    if len(values) > 1:
-        spread = (sum((v - mean) ** 2 for v in values) / (len(values) - 1)) ** 0.5
-        text += f" ± {spread:.{places}f}"
-    return text
+        return f"{mean:.1f}" if mean >= 1 else f"{mean:.3f}" if mean >= 1e-3 else f"{mean:.1g}"
+    spread = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+    size = max(abs(mean), spread)
+    form = f".{3 if measure.style == 'share' else _places(mean)}f"
+    if measure.style == "number" and 0 < size < 1e-3:  # a KID, where it is good
+        places = 1 - math.floor(math.log10(size))
+        form = f".{places}f" if places <= _MOST_PLACES else ".1e"
+    text = f"{mean:{form}}"
+    if not float(text):
+        text = text.removeprefix("-")
+    return text if len(values) < 2 else f"{text} ± {spread:{form}}"

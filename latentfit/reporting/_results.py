@@ -85,10 +85,13 @@ def report_of(
         if results["schema"] != _SCHEMA:
             raise ValueError(f"schema {results['schema']!r}")
         return _report(results, exhibits or Exhibits(), name)
-    except (KeyError, TypeError, ValueError, AttributeError, LookupError) as error:
+    except (TypeError, ValueError, AttributeError, LookupError) as error:
+        why = f"{type(error).__name__}: {reason(error)}"
+        if isinstance(error, KeyError):
+            why = f"{error} is missing; run the benchmark again"
         raise FileFormatError(
             f"Expected the results of a benchmark, schema {_SCHEMA}, as results; got {told(dict(results))} "
-            f"({type(error).__name__}: {reason(error)})."
+            f"({why})."
         ) from error
 
 
@@ -111,6 +114,9 @@ def _report(results: Mapping[str, Any], exhibits: Exhibits, name: str) -> Report
         )
     if len(seeds) > 1:
         notes.append("± is the standard deviation over the seeds.")
+    check_kind("quick", results["quick"], bool, "a flag")
+    for what in ("models", "conditional"):  # which not all results have
+        check_kind(what, results.get(what, {}), Mapping, "a dict")
     quick = "This is a quick run: its trainings are too short to be quoted."
     digest = str(classifier["sha256"])
     return Report(

@@ -19,6 +19,7 @@ from latentfit.errors import (
 from latentfit.metrics import frechet_distance
 from latentfit.models import encoder_of
 from latentfit.reporting import evaluate, render
+from latentfit.reporting._charts import map_panels
 from latentfit.reporting._subset import random_subset
 
 DIGITS = load_digits()
@@ -98,7 +99,11 @@ def test_any_dataset_will_do_and_its_labels_are_found(sampler, pca, kind):
         "dicts": {"x": x, "labels": y},
     }[kind]
     found = evaluate({"a": sampler}, pca, dataset, n=100)
-    assert (found.exhibits.maps[0].real.labels is None) == (kind in ("array", "tensor"))
+    without = kind in ("array", "tensor")
+    assert (found.exhibits.maps[0].real.labels is None) == without
+    first = map_panels(found.exhibits.maps[0])[0]
+    # Without classes real latents have the colour that the key says.
+    assert ([layer for layer, _ in first.layers] == ["real"]) == without
     assert ("Data", "200 of 400 rows, chosen at random, seed 0") in found.facts
 
 
