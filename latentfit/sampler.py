@@ -425,7 +425,8 @@ class LatentSampler:
         Warns:
             LatentsWarning: The decoder made NaN of some latents.
         """
-        from latentfit.reporting import check_page, evaluate, write_report
+        from latentfit.reporting import evaluate, write_report
+        from latentfit.reporting._page import check_page
 
         target = check_page(path)  # before the work
         report = evaluate(

@@ -33,7 +33,8 @@ def report(results: tuple[str, ...], out: str) -> None:
 
     RESULTS are folders that `latentfit bench` wrote, or the results.json in them.
     """
-    from latentfit.reporting import check_page, headline, read_report, write_report
+    from latentfit.reporting import headline, read_report, write_report
+    from latentfit.reporting._page import check_page
 
     check_page(out, *results)
     _check_once(results, "run")
@@ -111,8 +112,9 @@ def evaluate(
     """
     from latentfit import load_sampler
     from latentfit.arrays import read_array
-    from latentfit.reporting import check_page, headline, write_report
     from latentfit.reporting import evaluate as evaluate_samplers
+    from latentfit.reporting import headline, write_report
+    from latentfit.reporting._page import check_page
 
     check_page(out, *files, data, labels)
     _check_once(files, "sampler")

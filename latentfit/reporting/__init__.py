@@ -13,7 +13,7 @@ from latentfit.reporting._model import (
     Report,
     Row,
 )
-from latentfit.reporting._page import check_page, render, write_report
+from latentfit.reporting._page import render, write_report
 from latentfit.reporting._pictures import draw_grid, find_neighbours
 from latentfit.reporting._results import read_report, report_of
 from latentfit.reporting._verdict import headline
@@ -27,7 +27,6 @@ __all__ = [
     "Picture",
     "Report",
     "Row",
-    "check_page",
     "draw_grid",
     "evaluate",
     "exhibits_to",

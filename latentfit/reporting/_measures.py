@@ -130,7 +130,9 @@ def number(value: float) -> str:
 
 
 def seconds(value: float) -> str:
-    """Write a time: 0.08 s, 27 s, 1 min 39 s, 2 h 5 min."""
+    """Write a time: 0.4 ms, 0.08 s, 27 s, 1 min 39 s, 2 h 5 min."""
+    if 0 < value < 0.01:
+        return f"{1000 * value:.2g} ms"
     if value < 10:
         return f"{value:.2f} s" if value < 1 else f"{value:.1f} s"
     whole = round(value)
