@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from latentfit.arguments import check_kind, check_path, reason, told
+from latentfit.arguments import check_kind, check_path, told
 from latentfit.errors import DataError, FileFormatError
-from latentfit.reporting._gallery import GALLERY, exhibits_from
+from latentfit.reporting._gallery import GALLERY, exhibits_from, what_is_wrong
 from latentfit.reporting._measures import seconds
 from latentfit.reporting._model import Exhibits, Report, Row
 
@@ -86,12 +86,9 @@ def report_of(
             raise ValueError(f"schema {results['schema']!r}")
         return _report(results, exhibits or Exhibits(), name)
     except (TypeError, ValueError, AttributeError, LookupError) as error:
-        why = f"{type(error).__name__}: {reason(error)}"
-        if isinstance(error, KeyError):
-            why = f"{error} is missing; run the benchmark again"
         raise FileFormatError(
             f"Expected the results of a benchmark, schema {_SCHEMA}, as results; got {told(dict(results))} "
-            f"({why})."
+            f"({what_is_wrong(error)})."
         ) from error
 
 

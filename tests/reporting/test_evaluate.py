@@ -55,6 +55,8 @@ def test_a_page_is_written_of_a_sampler(sampler, pca, tmp_path):
     page = (tmp_path / "page.html").read_text("utf-8")
     assert page == render(found)
     assert "gmm is the only sampler" in page
+    assert "best sampler" not in page
+    assert "fastest" not in page
 
 
 def test_the_same_seed_finds_the_same_and_the_global_state_stays(sampler, pca):

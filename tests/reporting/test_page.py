@@ -107,7 +107,13 @@ def test_the_result_stands_first_and_a_quick_run_says_so(outline):
         "How far from the data"
     )
     assert f"Oops: {HOSTILE}" in text
-    for words in ("Beside the paper", "Asked for a class", "Nearest training images", "SHA-256"):
+    for words in (
+        "other samplers",
+        "Beside the paper",
+        "Asked for a class",
+        "Nearest training images",
+        "SHA-256",
+    ):
         assert words in text
 
 
