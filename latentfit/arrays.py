@@ -18,12 +18,11 @@ from safetensors.torch import save
 
 from latentfit.arguments import check_path
 from latentfit.errors import DataError, FileFormatError
-from latentfit.persistence import atomic_path
+from latentfit.persistence import atomic_path, check_folder
 
 __all__ = [
     "NAME",
     "SUFFIXES",
-    "check_folder",
     "check_target",
     "map_array",
     "read_array",
@@ -127,28 +126,6 @@ def check_target(path: str | os.PathLike[str], *inputs: str | None) -> None:
     """
     _suffix(Path(path), "")
     check_folder(path, *inputs)
-
-
-def check_folder(path: str | os.PathLike[str], *inputs: str | None) -> None:
-    """Tell, before hours of work, that no file can or should be written there.
-
-    Args:
-        path: The file to write.
-        inputs: Files that are read; writing over one of them would lose it.
-
-    Raises:
-        DataError: A folder that isn't there, a folder in the file's place, or one of the inputs.
-    """
-    target = check_path("path", path).absolute()
-    read = [check_path("path", name).resolve() for name in inputs if name]
-    if target.resolve() in read:
-        raise DataError(f"Expected another file to write than the input; got {path} for both.")
-    if target.is_dir():
-        raise DataError(f"Expected the name of a file to write; {path} is a folder.")
-    if target.exists() and not target.is_file():
-        raise DataError(f"Expected the name of a file to write; {path} is a device or a pipe.")
-    if not target.parent.is_dir():
-        raise DataError(f"Expected a folder to write {path} into; there is no {target.parent}.")
 
 
 def _suffix(path: Path, for_text: str = _CONVERT) -> str:

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from latentfit.arguments import told
-from latentfit.errors import EncoderOutputError, OptionError
+from latentfit.errors import EncoderOutputError, LatentfitError, LatentsWarning, OptionError
 from latentfit.fingerprint import fingerprint, globals_read
 from latentfit.outputs import Choice, check_choice, single_tensor
 from latentfit.randomness import in_turn
 
-__all__ = ["Model", "decoder_of", "encoder_of"]
+__all__ = ["Model", "decoder_of", "encoder_of", "extractor_of", "rows_with_nan", "warn_of_nan"]
 
 # What is looked into where an object has it as an attribute or member.
 _HOLDING = (nn.Module, list, tuple, dict, types.FunctionType, types.MethodType, functools.partial)
@@ -32,10 +32,10 @@ AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class Model:
-    """An encoder or a decoder behind one call: a batch in, one tensor out.
+    """An encoder, a decoder or a feature extractor behind one call: a batch in, one tensor out.
 
     Args:
-        role: "encoder" or "decoder", for messages.
+        role: "encoder", "decoder" or "feature extractor", for messages.
         model: The user's object.
         method: Which of its methods is called with a batch; "" for the object itself.
         takes_arrays: Whether it is called with NumPy arrays instead of tensors.
@@ -142,6 +142,25 @@ class Model:
             )
         return result.float() if self._autocast else result
 
+    def in_parts(self, batch: Tensor, size: int) -> Tensor:
+        """Call it in eval mode with copies of parts of a batch (n, ...), n >= 1, and join what it returns.
+
+        Raises:
+            EncoderOutputError: As a call does. Its own errors get a note of what it was given.
+        """
+        with self.evaluating():
+            return torch.cat([self._noted(part.clone()) for part in batch.split(size)])
+
+    def _noted(self, batch: Tensor) -> Tensor:
+        shape, dtype = tuple(batch.shape), batch.dtype
+        try:
+            return self(batch)
+        except LatentfitError:
+            raise
+        except Exception as error:
+            error.add_note(f"while the {self.role} was given {shape} {dtype}")
+            raise
+
     @contextmanager
     def evaluating(self) -> Iterator[None]:
         """Put its modules in eval mode, and let none mask its input; give all its own back at the end.
@@ -225,6 +244,39 @@ def decoder_of(decoder: Any) -> Model:
     return _adapt("decoder", decoder, "decode", "inverse_transform")
 
 
+def extractor_of(features: Any) -> Model:
+    """Adapt what makes features of images: what :func:`encoder_of` takes.
+
+    Raises:
+        OptionError: It is none of these.
+    """
+    return _adapt("feature extractor", features, "encode", "transform")
+
+
+def rows_with_nan(decoded: Tensor) -> int:
+    """Count the rows (n, ...) that hold NaN."""
+    values = decoded.detach()
+    # One quick pass; infinities of both signs add up to NaN, too.
+    if not bool(values.sum().isnan()):
+        return 0
+    return int(values.reshape(len(values), -1).isnan().any(1).sum())
+
+
+def warn_of_nan(bad: int, rows: int) -> None:
+    """Warn that a decoder made NaN of some rows, if it did; the line shown is the user's."""
+    if not bad:
+        return
+    level, frame = 1, inspect.currentframe()
+    while frame is not None and frame.f_globals.get("__name__", "").split(".")[0] == "latentfit":
+        level, frame = level + 1, frame.f_back
+    warnings.warn(
+        f"Expected numbers from the decoder; {bad} of {rows} rows hold NaN. If it runs in half "
+        "precision, run it in float32.",
+        LatentsWarning,
+        stacklevel=level,
+    )
+
+
 def _adapt(role: str, model: Any, torch_method: str, sklearn_method: str, **how: Any) -> Model:
     if isinstance(model, type):
         raise OptionError(
@@ -235,7 +287,8 @@ def _adapt(role: str, model: Any, torch_method: str, sklearn_method: str, **how:
     if callable(getattr(model, torch_method, None)):
         return Model(role, model, torch_method, **how)
     if all(callable(getattr(model, half, None)) for half in ("encoder", "decoder")):
-        return _adapt(role, getattr(model, role), torch_method, sklearn_method, **how)
+        half = "decoder" if role == "decoder" else "encoder"
+        return _adapt(role, getattr(model, half), torch_method, sklearn_method, **how)
     if not isinstance(model, nn.Module) and callable(getattr(model, sklearn_method, None)):
         return Model(role, model, sklearn_method, takes_arrays=True, **how)
     if isinstance(model, nn.Module) and _lacks_forward(model):

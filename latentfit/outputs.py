@@ -37,7 +37,7 @@ def single_tensor(output: Any, *, role: str = "encoder", choice: Choice = None) 
 
     Args:
         output: What was returned.
-        role: Who returned it: "encoder" or "decoder".
+        role: Who returned it: "encoder", "decoder" or "feature extractor".
         choice: "mean" or "sample" of a posterior (or of a pair of mean and log-variance), a key or attribute
             path ("a.b"), an index, or a callable that is given all that was returned.
 
@@ -106,7 +106,7 @@ def _default(output: Any, role: str, within: str = "") -> Tensor:
         return _moment(output, "mean")
     members = _members(output)
     usable = {name: value for name, value in members.items() if _is_usable(value)}
-    names = [name for name in (_LATENTS if role == "encoder" else _IMAGES) if name in usable]
+    names = [name for name in (_IMAGES if role == "decoder" else _LATENTS) if name in usable]
     if not names and len(usable) == 1:
         names = list(usable)
     if names:
@@ -125,6 +125,8 @@ def _default(output: Any, role: str, within: str = "") -> Tensor:
 def _remedy(role: str, usable: Mapping[Any, Any], within: str, output: Any = None) -> str:
     if role == "decoder":
         return "Wrap it to choose: decoder=lambda z: decoder(z)[...]"
+    if role == "feature extractor":
+        return "Wrap it to choose: features=lambda x: extractor(x)[...]"
     if isinstance(output, list) and len(usable) == len(output) > _MOST_NAMED and not within:
         return "Choose with output=0, or of a list of rows with output=torch.stack."
     if isinstance(output, list | tuple) and output and not usable:

@@ -20,9 +20,10 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from latentfit.errors import FileFormatError
+from latentfit.arguments import check_path
+from latentfit.errors import DataError, FileFormatError
 
-__all__ = ["CHECKPOINT", "SAMPLER", "atomic_path", "read_tensors", "write_tensors"]
+__all__ = ["CHECKPOINT", "SAMPLER", "atomic_path", "check_folder", "read_tensors", "write_tensors"]
 
 FORMAT_VERSION = 1
 SAMPLER, CHECKPOINT = "a sampler", "the checkpoint of a fit"  # kinds of files
@@ -30,6 +31,30 @@ _REMEDIES = {SAMPLER: "Copy or save it anew.", CHECKPOINT: "Delete it to start a
 _KEY = "latentfit"  # in the safetensors metadata
 _MOST_HEADER_BYTES = 16 * 2**20
 _BLANK = "0" * 64  # stands for the digest while the file is hashed
+
+
+def check_folder(path: str | os.PathLike[str], *inputs: str | None) -> None:
+    """Tell, before hours of work, that no file can or should be written there.
+
+    Args:
+        path: The file to write.
+        inputs: Files that are read; writing over one of them would lose it.
+
+    Raises:
+        DataError: A folder that isn't there, a folder in the file's place, or one of the inputs.
+    """
+    target = check_path("path", path).absolute()
+    read = [check_path("path", name).resolve() for name in inputs if name]
+    if target.resolve() in read:
+        raise DataError(f"Expected another file to write than the input; got {path} for both.")
+    if target.is_dir():
+        raise DataError(f"Expected the name of a file to write; {path} is a folder.")
+    if target.exists() and not target.is_file():
+        raise DataError(f"Expected the name of a file to write; {path} is a device or a pipe.")
+    if not target.parent.is_dir():
+        raise DataError(
+            f"Expected a folder to write {path} into; there is no {target.parent}. Make it first."
+        )
 
 
 @contextmanager
@@ -87,6 +112,7 @@ def write_tensors(
     """Write tensors and a JSON header to a safetensors file, atomically; see :func:`atomic_path`.
 
     Raises:
+        DataError: The header is too long.
         OSError: The file can't be written; what was there before is unchanged.
     """
     plain = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
@@ -97,6 +123,12 @@ def write_tensors(
         return safetensors.torch.save(plain, metadata={_KEY: text})
 
     whole = content(hashlib.sha256(content(_BLANK)).hexdigest())
+    size = int.from_bytes(whole[:8], "little")
+    if size > _MOST_HEADER_BYTES:  # no reader would take it
+        raise DataError(
+            f"Expected a header of at most {_MOST_HEADER_BYTES:,} bytes, for what a sampler tells of itself; "
+            f"got {size:,}. Leave long texts out of it."
+        )
     with atomic_path(path, follow=follow) as temporary:
         temporary.write_bytes(whole)
 

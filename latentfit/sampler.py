@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,11 +22,10 @@ from latentfit.errors import (
     DensityUnavailable,
     FileFormatError,
     LatentfitError,
-    LatentsWarning,
     NonFiniteError,
     OptionError,
 )
-from latentfit.models import Model
+from latentfit.models import Model, rows_with_nan, warn_of_nan
 from latentfit.outputs import as_array, from_array
 from latentfit.persistence import write_tensors
 from latentfit.randomness import check_seed, isolated_rng, plugin_defaults
@@ -228,41 +226,16 @@ class LatentSampler:
         Warns:
             LatentsWarning: The decoder made NaN of some; they are returned as they are.
         """
-        return self._decoded(z, stacklevel=3)
-
-    def _decoded(self, z: Tensor | np.ndarray[Any, Any], stacklevel: int) -> Tensor:
-        """Decode; a warning shows the line of who called whoever calls this."""
         if self._decoder is None:
             raise DecoderUnavailable(
                 "This sampler has no decoder; pass decoder= to fit_latent_sampler or load_sampler."
             )
         latents = self._latents(z)
-        with self._decoder.evaluating():
-            if not len(latents):  # some decoders can't take none: decode one to learn the shape
-                return self._decode_batch(latents.new_zeros(1, *self.shape))[:0]
-            size = int(self.info["batch_size"])
-            decoded = torch.cat([self._decode_batch(part.clone()) for part in latents.split(size)])
-        # One quick pass; infinities of both signs add up to NaN, too.
-        if bool(decoded.detach().sum().isnan()):
-            bad = int(decoded.detach().reshape(len(decoded), -1).isnan().any(1).sum())
-            if bad:
-                warnings.warn(
-                    f"Expected numbers from the decoder; {bad} of {len(decoded)} rows hold NaN. If it runs "
-                    "in half precision, run it in float32.",
-                    LatentsWarning,
-                    stacklevel=stacklevel,
-                )
+        if not len(latents):  # some decoders can't take none: decode one to learn the shape
+            return self._decoder.in_parts(latents.new_zeros(1, *self.shape), 1)[:0]
+        decoded = self._decoder.in_parts(latents, int(self.info["batch_size"]))
+        warn_of_nan(rows_with_nan(decoded), len(decoded))
         return decoded
-
-    def _decode_batch(self, latents: Tensor) -> Tensor:
-        assert self._decoder is not None
-        try:
-            return self._decoder(latents)
-        except LatentfitError:
-            raise
-        except Exception as error:
-            error.add_note(f"while the decoder was given {tuple(latents.shape)} {latents.dtype}")
-            raise
 
     def generate(self, n: int, *, seed: int | None = None, condition: Any = None) -> Tensor:
         """Draw n latents, as :meth:`sample` does, and decode them.
@@ -278,7 +251,7 @@ class LatentSampler:
         z = self.sample(n, seed=seed, condition=condition)
         device = self._decoder.device or self.device
         with isolated_rng(seed ^ 1, device), torch.no_grad():  # not the noise that made z
-            return self._decoded(z, stacklevel=3)
+            return self.decode(z)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Save to one safetensors file, atomically; the decoder is not saved.
@@ -425,7 +398,7 @@ class LatentSampler:
         :func:`latentfit.reporting.evaluate`.
 
         Args:
-            path: The file to write.
+            path: The .html file to write.
             encoder: As for :func:`latentfit.fit_latent_sampler`; None if the dataset holds latents.
             dataset: As for :func:`latentfit.fit_latent_sampler`; best what it was not fitted to.
             decoder: As for :func:`latentfit.load_sampler`; None takes its own. Without any there are no
@@ -443,14 +416,19 @@ class LatentSampler:
 
         Raises:
             OptionError: An argument that does not fit.
-            DataError: A dataset that can't be used, or of less than 32 rows; labels that do not fit.
+            DataError: A path that is not one of an .html file in a folder that is there; a dataset that can't
+                be used, or of less than 32 rows; labels that do not fit.
             NonFiniteError: NaN or infinity.
             EncoderOutputError: The encoder, the decoder or the features are no single tensor with a row each.
             OSError: The file can't be written.
+
+        Warns:
+            LatentsWarning: The decoder made NaN of some latents.
         """
         from latentfit.reporting import evaluate, write_report
+        from latentfit.reporting._page import check_page
 
-        target = check_path("path", path)
+        target = check_page(path)  # before the work
         report = evaluate(
             {self.method: self},
             encoder,

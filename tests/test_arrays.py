@@ -13,13 +13,13 @@ from safetensors.torch import save_file
 
 from latentfit.arrays import (
     SUFFIXES,
-    check_folder,
     check_target,
     map_array,
     read_array,
     write_array,
 )
 from latentfit.errors import DataError, FileFormatError
+from latentfit.persistence import check_folder
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.int64, torch.uint8, torch.bool)
 

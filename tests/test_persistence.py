@@ -18,7 +18,13 @@ import torch
 from torch import nn
 
 from latentfit import LatentSampler, fit_latent_sampler, list_samplers, load_sampler
-from latentfit.errors import DecoderUnavailable, FileFormatError, OptionError, UnknownPluginError
+from latentfit.errors import (
+    DataError,
+    DecoderUnavailable,
+    FileFormatError,
+    OptionError,
+    UnknownPluginError,
+)
 from latentfit.options import describe_options
 from latentfit.persistence import (
     CHECKPOINT,
@@ -403,7 +409,11 @@ def test_a_file_of_another_kind_is_told(
 def test_a_header_has_at_most_16_megabytes(tmp_path: Path) -> None:
     write_tensors(tmp_path / "s", {}, {"info": "x" * (16 * 2**20 - 1000)})
     assert len(read_tensors(tmp_path / "s")[1]["info"]) == 16 * 2**20 - 1000
-    write_tensors(tmp_path / "s", {}, {"info": "x" * 16 * 2**20})
+    with pytest.raises(DataError, match="header of at most 16,777,216 bytes.*Leave long texts out"):
+        write_tensors(tmp_path / "s", {}, {"info": "x" * 16 * 2**20})
+    assert len(read_tensors(tmp_path / "s")[1]["info"]) == 16 * 2**20 - 1000  # the old file
+    forged = b"{}" + b" " * 16 * 2**20
+    (tmp_path / "s").write_bytes(len(forged).to_bytes(8, "little") + forged)
     with pytest.raises(FileFormatError, match="expected a safetensors file"):
         read_tensors(tmp_path / "s")
 

@@ -32,8 +32,8 @@ def diagnose(
     shifts, each with one sentence of advice.
     """
     from latentfit import diagnose as diagnose_latents
-    from latentfit.arrays import check_folder
     from latentfit.diagnosis import check_figure_path
+    from latentfit.persistence import check_folder
 
     if figure is not None:
         check_figure_path(figure)

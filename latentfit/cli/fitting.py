@@ -126,10 +126,11 @@ def fit(
 
     from latentfit import fit_latent_sampler
     from latentfit.arguments import check_path
-    from latentfit.arrays import check_folder, read_array
+    from latentfit.arrays import read_array
     from latentfit.checkpoint import remove_checkpoints
     from latentfit.errors import DataError
     from latentfit.options import parse_option_strings
+    from latentfit.persistence import check_folder
 
     check_folder(out, latents, data, None if condition == "labels" else condition)
     if not out.endswith(".safetensors"):
@@ -202,14 +203,17 @@ def sample(
     if (out is None and grid is None) or (grid is None) != (decoder is None):
         raise click.UsageError("Expected --out FILE, or --grid FILE and --decoder, or all of them.")
     from latentfit import load_sampler
-    from latentfit.arrays import check_folder, check_target, write_array
+    from latentfit.arrays import check_target, write_array
     from latentfit.cli.images import check_picture, write_grid
+    from latentfit.persistence import check_folder
 
     if out is not None:
         check_target(out, file, condition)
     if grid is not None:
         check_picture(grid)
         check_folder(grid, file, condition, out)
+        if number < 1:
+            raise click.UsageError(f"Expected -n of at least 1 for --grid; got {number}.")
     given = None if condition is None else read_condition(condition)
     decoding = None if decoder is None else import_object(decoder, "--decoder")
     sampler = load_sampler(file, device=device, decoder=decoding)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["check_picture", "write_grid"]
 
 _SUFFIX = ".png"
+_LEAST_PIXELS = 28  # of an image's longer side; smaller ones are enlarged
 
 
 def check_picture(path: str) -> None:
@@ -27,7 +29,7 @@ def check_picture(path: str) -> None:
 
 
 def write_grid(path: str, images: Tensor) -> None:
-    """Write images as a grid that is about square.
+    """Write images as a grid that is about square; small images are enlarged a whole number of times.
 
     Args:
         path: A .png file.
@@ -47,6 +49,8 @@ def write_grid(path: str, images: Tensor) -> None:
             "Expected images (n, height, width), (n, channels, height, width) with one or three channels, or "
             f"(n, pixels) of square ones, of the decoder; got {tuple(images.shape)}."
         )
+    times = math.ceil(_LEAST_PIXELS / max(shown.shape[1:3]))
+    shown = shown.repeat_interleave(times, 1).repeat_interleave(times, 2)
     content = draw_grid(shown, columns=max(1, round(len(shown) ** 0.5)))
     with atomic_path(path) as temporary:
         Path(temporary).write_bytes(content)

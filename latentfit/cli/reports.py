@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -13,7 +15,6 @@ from latentfit.cli.words import import_object, read_dataset
 
 __all__ = ["evaluate", "report"]
 
-_PAGE = ".html"
 _COLUMNS = ("fd", "c2st", "energy_distance", "coverage", "nll")  # what fits a terminal
 
 
@@ -32,12 +33,15 @@ def report(results: tuple[str, ...], out: str) -> None:
 
     RESULTS are folders that `latentfit bench` wrote, or the results.json in them.
     """
-    from latentfit.arrays import check_folder
     from latentfit.reporting import headline, read_report, write_report
+    from latentfit.reporting._page import check_page
 
-    _check_page(out)
-    reports = [read_report(path) for path in results]
-    check_folder(out, *results)
+    check_page(out, *results)
+    _check_once(results, "run")
+    reports = [
+        replace(read_report(path), name=name)
+        for path, name in zip(results, _names(results), strict=True)
+    ]
     write_report(out, reports)
     for each in reports:
         click.echo(wrapped(printable(f"{each.name}: {headline(each)}")))
@@ -107,12 +111,13 @@ def evaluate(
     nearest to the samples.
     """
     from latentfit import load_sampler
-    from latentfit.arrays import check_folder, read_array
+    from latentfit.arrays import read_array
     from latentfit.reporting import evaluate as evaluate_samplers
     from latentfit.reporting import headline, write_report
+    from latentfit.reporting._page import check_page
 
-    _check_page(out)
-    check_folder(out, *files, data, labels)
+    check_page(out, *files, data, labels)
+    _check_once(files, "sampler")
     with results_only():
         encoder, decoder, features = (
             None if name is None else import_object(name, option)
@@ -145,22 +150,43 @@ def evaluate(
     keys = [key for key in _COLUMNS if any(row.values.get(key) for row in found.rows)]
     lines = [["", *(key.replace("_", " ") for key in keys)]]
     for row in found.rows:
+        if row.is_reference and not row.values:
+            continue  # it has images only
         means = [row.mean(key) for key in keys]
         lines.append([printable(row.name), *("" if m is None else f"{m:.3f}" for m in means)])
     click.echo("\n".join(table_lines(lines)))
     click.echo(wrapped(printable(f"{out}: {headline(found)}")))
 
 
-def _check_page(out: str) -> None:
+def _check_once(files: tuple[str, ...], what: str) -> None:
+    """Refuse a file that is given twice, by whatever path."""
     from latentfit.errors import DataError
 
-    if not out.lower().endswith(_PAGE):
-        raise DataError(f"Expected the name of an {_PAGE} file to write; got {out!r}.")
+    seen: set[Path] = set()
+    for file in files:
+        place = _place(file).resolve()
+        if place in seen:
+            raise DataError(f"Expected each {what} once; got {file} twice.")
+        seen.add(place)
+
+
+def _place(file: str) -> Path:
+    """Give a path, of the results in a benchmark's folder that of the folder."""
+    from latentfit.arguments import check_path
+    from latentfit.reporting._results import RESULTS
+
+    place = Path(os.path.abspath(check_path("path", file)))
+    return place.parent if place.name == RESULTS else place
 
 
 def _names(files: tuple[str, ...]) -> list[str]:
-    """Name samplers by their files; by the whole path where two files have one name."""
-    stems = [Path(file).stem for file in files]
-    return [
-        stem if stems.count(stem) == 1 else file for stem, file in zip(stems, files, strict=True)
-    ]
+    """Name files and folders by the last parts of their paths: as many as tell each from the others."""
+    paths = [_place(file) for file in files]
+    parts = [(*p.parent.parts, p.name if p.is_dir() else p.stem) for p in paths]
+    names = []
+    for own in parts:
+        count = 1
+        while count < len(own) and sum(p[-count:] == own[-count:] for p in parts) > 1:
+            count += 1
+        names.append("/".join(own[-count:]))
+    return names if len(set(names)) == len(names) else list(files)

@@ -23,7 +23,7 @@ class Scale:
     Args:
         values: What must fit on it.
         log: Whether it is logarithmic; only for positive values.
-        start: Where a linear one begins, or ends; None for the values' own ends.
+        start: Where a linear one begins, whatever the values; None for their own ends.
         margin: The share that is left free at its ends.
     """
 
@@ -36,11 +36,11 @@ class Scale:
         if log:
             low, high = math.log10(low), math.log10(high)
         elif start is not None:
-            low, high = min(low, start), max(high, start)
+            low, high = start, max(high, start)
         if high - low < 1e-9 * max(1.0, abs(high)):
             low, high = (low, low + 1.0) if start is not None else (low - 0.5, high + 0.5)
         room = margin * (high - low)
-        self.low = low if not log and low == start else low - room
+        self.low = low if not log and start is not None else low - room
         self.high = high + room
 
     def __call__(self, value: float) -> float:
@@ -279,7 +279,7 @@ def map_panels(shown: LatentMap) -> list[Panel]:
     """Lay out a map: real latents by class, then those of each sampler over them."""
     every = np.concatenate([shown.real.points, *(cloud.points for cloud in shown.sampled)])
     low, high = every.min(axis=0), every.max(axis=0)
-    scale = 960 / max(float((high - low).max()), 1e-12)
+    scale = 920 / max(float((high - low).max()), 1e-12)
     middle = (low + high) / 2
 
     def placed(points: FloatArray) -> FloatArray:
@@ -297,14 +297,15 @@ def map_panels(shown: LatentMap) -> list[Panel]:
 
 def _by_class(cloud: Cloud, points: FloatArray) -> Panel:
     if cloud.labels is None:
-        return Panel(cloud.name, [("c0", dots(points))], [], f"{len(points)} real latents")
+        return Panel(cloud.name, [("real", dots(points))], [], f"{len(points)} real latents")
     classes = np.unique(cloud.labels)
     layers = [(f"c{int(c) % 10}", dots(points[cloud.labels == c])) for c in classes]
     labels = []
     for c in classes[:20]:
         own = points[cloud.labels == c]
         medoid = own[np.abs(own - np.median(own, axis=0)).sum(axis=1).argmin()]
-        labels.append((str(int(c)), float(medoid[0]), float(medoid[1])))
+        x, y = np.clip(medoid, 50, 950)  # a digit that the edge would cut
+        labels.append((str(int(c)), float(x), float(y)))
     tells = f"{len(points)} real latents in {len(classes)} classes"
     return Panel(cloud.name, layers, labels, tells)
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from latentfit._version import __version__
-from latentfit.arguments import check_whole, reason, told
+from latentfit.arguments import check_text, check_whole, reason, told
 from latentfit.encoding import check_finite
 from latentfit.errors import DataError, OptionError
 from latentfit.metrics import (
@@ -22,7 +22,14 @@ from latentfit.metrics import (
     frechet_distance,
     kernel_distance,
 )
-from latentfit.models import Model, decoder_of, encoder_of
+from latentfit.models import (
+    Model,
+    decoder_of,
+    encoder_of,
+    extractor_of,
+    rows_with_nan,
+    warn_of_nan,
+)
 from latentfit.outputs import check_choice
 from latentfit.randomness import check_seed, isolated_rng
 from latentfit.reporting._images import Shades, as_images
@@ -90,6 +97,9 @@ def evaluate(
         OptionError: Another argument that does not fit.
         NonFiniteError: NaN or infinity.
         EncoderOutputError: The encoder, the decoder or the features are no single tensor with a row each.
+
+    Warns:
+        LatentsWarning: The decoder made NaN of some latents.
     """
     given: Any = samplers
     if (
@@ -100,6 +110,13 @@ def evaluate(
         raise OptionError(
             f"Expected samplers as a dict of LatentSamplers by name; got {told(samplers)}."
         )
+    for name in given:
+        check_text("a sampler's name", name)
+        if name in _DESCRIPTIONS:
+            raise OptionError(
+                f"Expected a sampler's name that is none of the other rows' ({', '.join(_DESCRIPTIONS)}); "
+                f"got {name!r}."
+            )
     n, seed = check_whole("n", n, _LEAST), check_seed(seed)
     some = next(iter(samplers.values()))
     if check_choice(output) is not None and encoder is None:
@@ -117,9 +134,15 @@ def evaluate(
         )
     for name, sampler in samplers.items():
         if tuple(data.latents.shape[1:]) != sampler.shape:
+            source, remedy = "the encoder and the dataset", ""
+            if model is None:
+                source, remedy = (
+                    "the dataset",
+                    " If these are an encoder's inputs, pass encoder (--encoder), too.",
+                )
             raise DataError(
-                f"Expected latents of shape (n, {', '.join(map(str, sampler.shape))}) of the encoder and the "
-                f"dataset, as {name!r} was fitted to such; got {tuple(data.latents.shape)}."
+                f"Expected latents of shape (n, {', '.join(map(str, sampler.shape))}) of {source}, as "
+                f"{name!r} was fitted to such; got {tuple(data.latents.shape)}.{remedy}"
             )
     return _Evaluation(dict(samplers), data, model, decoding, extractor, seed).report()
 
@@ -139,7 +162,7 @@ def _extractor(features: Any, encoder: Any) -> Model:
             f"with; got {told(features)}."
         )
     try:
-        return encoder_of(features)
+        return extractor_of(features)
     except OptionError as error:
         raise OptionError(
             f"Expected features as a callable, or an object with .encode or .transform, or None; got "
@@ -187,13 +210,15 @@ class _Evaluation:
         self.features_of_reference = (
             None
             if features is None or self.reference.inputs is None
-            else self._features(self.reference.inputs)
+            else self._features("Real", self.reference.inputs)
         )
         self.images: dict[str, Tensor] = {}
         self.sampled: dict[str, Tensor] = {}
 
     def report(self) -> Report:
         rows = [*self._references(), *(self._sampler(*item) for item in self.samplers.items())]
+        decoded = [images for name, images in self.images.items() if name != "Real"]
+        warn_of_nan(sum(map(rows_with_nan, decoded)), sum(map(len, decoded)))
         has_features = self.features_of_reference is not None and any(
             "fd" in r.values for r in rows
         )
@@ -210,6 +235,7 @@ class _Evaluation:
             notes=self._notes(has_features),
             facts=self._facts(),
             exhibits=self._exhibits(),
+            warnings=self._warnings(),
         )
 
     def _references(self) -> list[Row]:
@@ -268,7 +294,7 @@ class _Evaluation:
             self.images[name] = images
         values: dict[str, float] = {}
         if images is not None and self.features_of_reference is not None:
-            found = self._features(images)
+            found = self._features(name, images)
             values["fd"] = frechet_distance(found, self.features_of_reference)
             values["kid"] = kernel_distance(found, self.features_of_reference)
         if latents is not None:
@@ -294,18 +320,24 @@ class _Evaluation:
         if model is None:
             return None
         device = model.device or torch.device("cpu")
-        with isolated_rng(self.seed, device), torch.no_grad(), model.evaluating():
-            images = torch.cat([model(part.clone()).cpu() for part in z.split(_BATCH)])
+        with isolated_rng(self.seed, device), torch.no_grad():
+            images = model.in_parts(z, _BATCH).cpu()
         like = self.held_out.inputs
         if like is not None and images[0].numel() == like[0].numel():
             images = images.reshape(len(images), *like.shape[1:])
         return images
 
-    def _features(self, images: Tensor) -> Tensor:
+    def _features(self, name: str, images: Tensor) -> Tensor:
         assert self.features is not None
-        with torch.no_grad(), self.features.evaluating():
-            parts = [self.features(part.clone()) for part in images.split(_BATCH)]
-        features = torch.cat([part.cpu().double().reshape(len(part), -1) for part in parts])
+        whose, remedy = "of the decoder", "if it runs in half precision, run it in float32"
+        if name == "Real":
+            whose, remedy = "in the dataset", "leave these rows out"
+        check_finite(
+            images, f"images {whose} to make features of", remedy
+        )  # else the extractor is blamed
+        with torch.no_grad():
+            found = self.features.in_parts(images, _BATCH)
+        features = found.cpu().double().reshape(len(found), -1)
         check_finite(
             features, "features", "is the extractor in eval mode, and fed what it expects?"
         )
@@ -345,11 +377,33 @@ class _Evaluation:
     def _neighbours(self, shown: Mapping[str, Tensor]) -> tuple[Neighbours, ...]:
         if self.reference.inputs is None or "Real" not in shown:
             return ()
-        known = as_images(self.reference.inputs, Shades.of(self.held_out.inputs))  # type: ignore[arg-type]
-        return tuple(
-            find_neighbours(name, images[:_SHOWN], known)
-            for name, images in shown.items()
-            if known is not None and images.shape[1:] == known.shape[1:]
+        inputs = self.reference.inputs
+        known = as_images(inputs, Shades.of(self.held_out.inputs))  # type: ignore[arg-type]
+        if known is None:
+            return ()
+        known = known[_finite_rows(inputs)]
+        found = []
+        for name, images in shown.items():
+            # What is not finite is shown as grey, which is near to anything.
+            own = images[_finite_rows(self.images[name])][:_SHOWN]
+            if len(own) and len(known) and own.shape[1:] == known.shape[1:]:
+                found.append(find_neighbours(name, own, known))
+        return tuple(found)
+
+    def _warnings(self) -> tuple[str, ...]:
+        bad = {
+            name: int((~_finite_rows(images)).sum())
+            for name, images in self.images.items()
+            if name != "Real"
+        }
+        told = ", ".join(
+            f"{name} ({count:,} of {self.n:,})" for name, count in bad.items() if count
+        )
+        if not told:
+            return ()
+        return (
+            f"The decoder made NaN or infinity of latents of {told}: such pixels are grey, black or white, "
+            "and these images have no neighbours. If it runs in half precision, run it in float32.",
         )
 
     def _notes(self, has_features: bool) -> tuple[str, ...]:
@@ -387,3 +441,8 @@ class _Evaluation:
             )
         facts.append(("Versions", f"latentfit {__version__}, torch {torch.__version__}"))
         return tuple(facts)
+
+
+def _finite_rows(images: Tensor) -> Tensor:
+    """Tell which rows (n, ...) hold neither NaN nor infinity."""
+    return images.detach().cpu().reshape(len(images), -1).isfinite().all(1)

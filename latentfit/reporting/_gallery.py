@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from latentfit.arguments import check_kind
-from latentfit.errors import FileFormatError
+from latentfit.arguments import check_kind, reason
+from latentfit.errors import FileFormatError, LatentfitError
 from latentfit.reporting._model import Cloud, Curves, Exhibits, LatentMap, Neighbours, Picture
 from latentfit.reporting._pictures import PNG
 
-__all__ = ["GALLERY", "exhibits_from", "exhibits_to"]
+__all__ = ["GALLERY", "exhibits_from", "exhibits_to", "what_is_wrong"]
 
 GALLERY = "gallery.json"
 _SCHEMA = 1
@@ -121,8 +121,17 @@ def exhibits_from(kept: Any, file: str) -> Exhibits:
         )
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise FileFormatError(
-            f"{file}: expected the gallery of a benchmark, schema {_SCHEMA}; {type(error).__name__}: {error}."
+            f"{file}: expected the gallery of a benchmark, schema {_SCHEMA}; {what_is_wrong(error)}."
         ) from error
+
+
+def what_is_wrong(error: Exception) -> str:
+    """Tell in words why a benchmark's file could not be read."""
+    if isinstance(error, KeyError):
+        return f"{error} is missing; run the benchmark again"
+    if isinstance(error, LatentfitError):
+        return str(error).rstrip(".")
+    return f"{type(error).__name__}: {reason(error)}"
 
 
 def _cloud_to(cloud: Cloud) -> dict[str, Any]:

@@ -23,8 +23,14 @@ class Shades(NamedTuple):
 
     @classmethod
     def of(cls, images: Tensor) -> Shades:
-        """Guess them: 0 and 1 where all values lie between, else 0 (or the least) and the largest."""
-        low, high = float(images.min()), float(images.max())
+        """Guess them: 0 and 1 where all values lie between, else 0 (or the least) and the largest.
+
+        NaN and infinity count for nothing.
+        """
+        values = images[images.isfinite()]
+        if not len(values):
+            return cls(0.0, 1.0)
+        low, high = float(values.min()), float(values.max())
         if low >= -0.01 and high <= 1.01:
             return cls(0.0, 1.0)
         if low >= -1.01 and high <= 1.01:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
+
+import numpy as np
 
 from latentfit.reporting._model import Row
 
 __all__ = ["MEASURES", "Measure", "measures_of", "number", "seconds", "value_text"]
 
 Better = Literal["low", "high", ""]
+_MOST_PLACES = 6  # after the point
 
 
 class Measure(NamedTuple):
@@ -126,7 +130,9 @@ def number(value: float) -> str:
 
 
 def seconds(value: float) -> str:
-    """Write a time: 0.08 s, 27 s, 1 min 39 s, 2 h 5 min."""
+    """Write a time: 0.4 ms, 0.08 s, 27 s, 1 min 39 s, 2 h 5 min."""
+    if 0 < value < 0.01:
+        return f"{1000 * value:.2g} ms"
     if value < 10:
         return f"{value:.2f} s" if value < 1 else f"{value:.1f} s"
     whole = round(value)
@@ -156,10 +162,14 @@ def value_text(measure: Measure, values: Sequence[float]) -> str:
     if measure.style == "count":
         return _short(mean)
     if measure.style == "seconds":
-        return f"{mean:.1f}" if mean >= 1 else f"{mean:.3f}"
-    places = 3 if measure.style == "share" else _places(mean)
-    text = f"{mean:.{places}f}"
-    if len(values) > 1:
-        spread = (sum((v - mean) ** 2 for v in values) / (len(values) - 1)) ** 0.5
-        text += f" ± {spread:.{places}f}"
-    return text
+        return f"{mean:.1f}" if mean >= 1 else f"{mean:.3f}" if mean >= 1e-3 else f"{mean:.1g}"
+    spread = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+    size = max(abs(mean), spread)
+    form = f".{3 if measure.style == 'share' else _places(mean)}f"
+    if measure.style == "number" and 0 < size < 1e-3:  # a KID, where it is good
+        places = 1 - math.floor(math.log10(size))
+        form = f".{places}f" if places <= _MOST_PLACES else ".1e"
+    text = f"{mean:{form}}"
+    if not float(text):
+        text = text.removeprefix("-")
+    return text if len(values) < 2 else f"{text} ± {spread:{form}}"

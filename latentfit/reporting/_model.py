@@ -73,7 +73,7 @@ class Picture:
 
     row: str
     seed: int
-    png: bytes
+    png: bytes = field(repr=False)
     count: int
     by_class: bool = False
 
@@ -90,8 +90,8 @@ class Curves:
     """
 
     name: str
-    steps: Sequence[float]
-    losses: Mapping[str, Sequence[float]]
+    steps: Sequence[float] = field(repr=False)
+    losses: Mapping[str, Sequence[float]] = field(repr=False)
     unit: str = "step"
 
     @classmethod
@@ -123,8 +123,8 @@ class Cloud:
     """
 
     name: str
-    points: FloatArray
-    labels: npt.NDArray[np.int64] | None = None
+    points: FloatArray = field(repr=False)
+    labels: npt.NDArray[np.int64] | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -156,9 +156,9 @@ class Neighbours:
     """
 
     row: str
-    png: bytes
+    png: bytes = field(repr=False)
     shown: int
-    distances: Sequence[float]
+    distances: Sequence[float] = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,7 @@ class Exhibits:
     neighbours: tuple[Neighbours, ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Report:
     """What :func:`render` makes a page of.
 
@@ -195,6 +195,7 @@ class Report:
         facts: How it was made: pairs of a name and a text.
         comparable: What must be equal for another run's numbers to be comparable.
         exhibits: What there is to look at.
+        warnings: What must not be overlooked, a sentence each.
     """
 
     title: str
@@ -209,6 +210,16 @@ class Report:
     facts: tuple[tuple[str, str], ...] = ()
     comparable: str = ""
     exhibits: Exhibits = field(default_factory=Exhibits)
+    warnings: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        """Tell what it is in a line: all that it holds would fill a notebook."""
+        rows = ", ".join(row.name for row in self.rows)
+        pictures = len(self.exhibits.pictures)
+        return (
+            f"<Report, {self.kind} {self.title!r}: {len(self.rows)} rows ({rows}); "
+            f"{pictures} picture{'' if pictures == 1 else 's'}>"
+        )
 
     @property
     def samplers(self) -> tuple[Row, ...]:

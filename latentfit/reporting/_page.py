@@ -13,17 +13,41 @@ from typing import Any
 
 from latentfit._version import __version__
 from latentfit.arguments import check_path, told
-from latentfit.errors import OptionError
-from latentfit.persistence import atomic_path
+from latentfit.errors import DataError, OptionError
+from latentfit.persistence import atomic_path, check_folder
 from latentfit.reporting._charts import bars, line_plot, map_panels, scatter
 from latentfit.reporting._measures import MEASURES, number
 from latentfit.reporting._model import Neighbours, Report, Row
 from latentfit.reporting._tables import compare, measures_table, paper_lines
 from latentfit.reporting._verdict import conclude
 
-__all__ = ["render", "write_report"]
+__all__ = ["check_page", "render", "write_report"]
 
-_QUICK = "This is a quick run"  # how a note begins that must not be overlooked
+_SUFFIX = ".html"
+
+
+def check_page(path: str | os.PathLike[str], *inputs: str | None) -> Path:
+    """Tell, before all the work, that no page can or should be written there.
+
+    Args:
+        path: The file.
+        inputs: Files that are read; writing over one of them would lose it.
+
+    Returns:
+        The path.
+
+    Raises:
+        OptionError: No path.
+        DataError: The name is not one of a page; or the folder isn't there, a folder is in the file's place,
+            or it is one of the inputs.
+    """
+    target = check_path("path", path)
+    if target.suffix.lower() != _SUFFIX:
+        raise DataError(
+            f"Expected the name of an {_SUFFIX} file to write; got {told(str(path))}. End it in {_SUFFIX}."
+        )
+    check_folder(target, *inputs)
+    return target
 
 
 def write_report(path: str | os.PathLike[str], reports: Report | Sequence[Report]) -> None:
@@ -35,9 +59,10 @@ def write_report(path: str | os.PathLike[str], reports: Report | Sequence[Report
 
     Raises:
         OptionError: No path, or no reports.
+        DataError: The name does not end in .html, or there is no such folder.
         OSError: The file can't be written.
     """
-    target = check_path("path", path)
+    target = check_page(path)
     text = render(reports)
     with atomic_path(target) as temporary:
         Path(temporary).write_text(text, encoding="utf-8")
@@ -125,7 +150,6 @@ def _width(png: bytes) -> int:
 def _run(report: Report, name: str, prefix: str, level: int) -> dict[str, Any]:
     """Gather what the template shows of a run."""
     exhibits = report.exhibits
-    warnings = [note for note in report.notes if note.startswith(_QUICK)]
     albums = _albums(report, report.rows, by_class=False)
     real = next((n for n in exhibits.neighbours if n.row == "Real"), None)
     return {
@@ -135,8 +159,6 @@ def _run(report: Report, name: str, prefix: str, level: int) -> dict[str, Any]:
         "level": level,
         "measure": MEASURES[report.primary],
         "verdict": conclude(report),
-        "warnings": warnings,
-        "notes": [note for note in report.notes if note not in warnings],
         "bars": bars(report),
         "seeds": sorted({p.seed for p in exhibits.pictures if not p.by_class}),
         "albums": albums,

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from latentfit.arguments import check_kind, check_path, reason, told
+from latentfit.arguments import check_kind, check_path, told
 from latentfit.errors import DataError, FileFormatError
-from latentfit.reporting._gallery import GALLERY, exhibits_from
+from latentfit.reporting._gallery import GALLERY, exhibits_from, what_is_wrong
 from latentfit.reporting._measures import seconds
 from latentfit.reporting._model import Exhibits, Report, Row
 
@@ -85,10 +85,10 @@ def report_of(
         if results["schema"] != _SCHEMA:
             raise ValueError(f"schema {results['schema']!r}")
         return _report(results, exhibits or Exhibits(), name)
-    except (KeyError, TypeError, ValueError, AttributeError, LookupError) as error:
+    except (TypeError, ValueError, AttributeError, LookupError) as error:
         raise FileFormatError(
             f"Expected the results of a benchmark, schema {_SCHEMA}, as results; got {told(dict(results))} "
-            f"({type(error).__name__}: {reason(error)})."
+            f"({what_is_wrong(error)})."
         ) from error
 
 
@@ -111,8 +111,10 @@ def _report(results: Mapping[str, Any], exhibits: Exhibits, name: str) -> Report
         )
     if len(seeds) > 1:
         notes.append("± is the standard deviation over the seeds.")
-    if results["quick"]:
-        notes.insert(0, "This is a quick run: its trainings are too short to be quoted.")
+    check_kind("quick", results["quick"], bool, "a flag")
+    for what in ("models", "conditional"):  # which not all results have
+        check_kind(what, results.get(what, {}), Mapping, "a dict")
+    quick = "This is a quick run: its trainings are too short to be quoted."
     digest = str(classifier["sha256"])
     return Report(
         title=f"latentfit bench {benchmark}",
@@ -121,6 +123,7 @@ def _report(results: Mapping[str, Any], exhibits: Exhibits, name: str) -> Report
         conditional=tuple(_row(*item) for item in results.get("conditional", {}).items()),
         seeds=seeds,
         notes=tuple(notes),
+        warnings=(quick,) if results["quick"] else (),
         facts=_facts(results),
         comparable=json.dumps([benchmark, digest, samples, data["binarize"]]),
         exhibits=exhibits,

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from latentfit.reporting._measures import MEASURES, Measure, measures_of, number, value_text
 from latentfit.reporting._model import Report, Row
+from latentfit.reporting._verdict import conclude_runs, floors_differ
 
 __all__ = [
     "Cell",
@@ -67,6 +68,8 @@ class PaperLine(NamedTuple):
 
 def measures_table(report: Report, rows: Sequence[Row], *, head: str = "System") -> Table:
     """Lay out the measures of rows, with the paper's values and the ratio to the floor."""
+    # What was decoded only has images, but no numbers.
+    rows = [r for r in rows if not r.is_reference or r.errors or any(map(len, r.values.values()))]
     measures = measures_of(rows)
     floors = [row.mean(report.primary) for row in rows if row.name == report.floor]
     floor = floors[0] if floors else None
@@ -154,6 +157,7 @@ class Comparison(NamedTuple):
     """Several runs side by side."""
 
     headline: str
+    warnings: list[str]
     notes: list[str]
     tables: list[Table]
 
@@ -164,45 +168,57 @@ def compare(reports: Sequence[Report], names: Sequence[str]) -> Comparison:
     for at, report in enumerate(reports):
         groups.setdefault((report.title, report.primary, report.comparable), []).append(at)
     tables = [
-        _runs_table([reports[at] for at in group], [names[at] for at in group])
+        table
         for group in groups.values()
+        for table in _runs_tables([reports[at] for at in group], [names[at] for at in group])
     ]
-    leaders = [
-        (mean, report.samplers[0].name, name)
-        for report, name in zip(reports, names, strict=True)
-        if report.samplers and (mean := report.samplers[0].mean(report.primary)) is not None
-    ]
-    notes = []
     if len(groups) > 1:
         headline = f"{len(reports)} runs, of which not all can be compared."
-        notes.append(
+        notes = [
             "Runs of another benchmark, with another classifier or another number of samples, stand in "
             "tables of their own: their numbers mean something else."
-        )
-    elif leaders:
-        mean, sampler, name = min(leaders)
-        measure = MEASURES[reports[0].primary]
-        headline = (
-            f"Best of {len(reports)} runs is {sampler} in {name}: {measure.name} {number(mean)}."
-        )
-        notes.append("The best sampler of each run stands out.")
+        ]
     else:
-        headline = f"{len(reports)} runs; no sampler was measured in any."
-    return Comparison(headline, notes, tables)
+        headline, notes = conclude_runs(reports, names)
+    warnings = [
+        f"{name}: {warning}"
+        for report, name in zip(reports, names, strict=True)
+        for warning in report.warnings
+    ]
+    return Comparison(headline, warnings, notes, tables)
 
 
-def _runs_table(reports: Sequence[Report], names: Sequence[str]) -> Table:
+def _runs_tables(reports: Sequence[Report], names: Sequence[str]) -> list[Table]:
+    """Lay out the first measure of runs, and where their floors differ that over the floors."""
     measure = MEASURES[reports[0].primary]
     systems = dict.fromkeys(row.name for report in reports for row in report.rows)
-    columns = [_cells(measure, _rows_named(report, systems)) for report in reports]
     references = {r.name for report in reports for r in report.rows if r.is_reference}
     described = {r.name: r.description for report in reports for r in report.rows}
-    lines = [
-        Line(name, described[name], name in references, [column[at] for column in columns])
-        for at, name in enumerate(systems)
+
+    def table(columns: list[list[Cell]], caption: str) -> Table:
+        lines = [
+            Line(name, described[name], name in references, [column[at] for column in columns])
+            for at, name in enumerate(systems)
+        ]
+        return Table("System", [Column(name, "") for name in names], lines, caption)
+
+    columns = [_cells(measure, _rows_named(report, systems)) for report in reports]
+    best = "The best sampler of each run stands out."
+    tables = [table(columns, f"{measure.name} of each run ({reports[0].title}). {best}")]
+    if floors_differ(reports):
+        over = [_over_floor(report, cells) for report, cells in zip(reports, columns, strict=True)]
+        tables.append(table(over, f"The same over each run's own floor, {reports[0].floor}"))
+    return tables
+
+
+def _over_floor(report: Report, cells: Sequence[Cell]) -> list[Cell]:
+    """Give cells of the first measure as multiples of the run's floor."""
+    floor = report.floor_value or 1.0
+    ratios = [float(cell.value) / floor if cell.value else None for cell in cells]
+    return [
+        _cell("" if ratio is None else f"{ratio:.2f}", ratio, is_best=cell.is_best)
+        for ratio, cell in zip(ratios, cells, strict=True)
     ]
-    caption = f"{measure.name} of each run ({reports[0].title})"
-    return Table("System", [Column(name, "") for name in names], lines, caption)
 
 
 def _rows_named(report: Report, names: Sequence[str] | dict[str, None]) -> list[Row]:

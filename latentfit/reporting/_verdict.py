@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from statistics import fmean, stdev
 from typing import NamedTuple
 
 from latentfit.arguments import check_kind
 from latentfit.reporting._measures import MEASURES, number, value_text
 from latentfit.reporting._model import Report, Row
 
-__all__ = ["Verdict", "conclude", "headline"]
+__all__ = ["Verdict", "conclude", "conclude_runs", "floors_differ", "headline"]
 
 
 class Verdict(NamedTuple):
@@ -64,7 +66,9 @@ def conclude(report: Report) -> Verdict:
             for row in ranked
             if row.mean("fit_seconds") is not None
         )
-        note = "the fastest fit" if fastest[1] == best.name else f"fastest: {fastest[1]}"
+        note = best.name
+        if len(ranked) > 1:
+            note += ", the fastest" if fastest[1] == best.name else f"; the fastest: {fastest[1]}"
         tiles.append(("To fit", value_text(MEASURES["fit_seconds"], [time]) + " s", note))
     tiles.append(
         (
@@ -92,12 +96,79 @@ def _lead(best: Row, second: Row, report: Report) -> str:
     wins = sum(a < b for a, b in zip(ours, theirs, strict=True))
     seeds = len(ours)
     if wins == seeds:
-        gap = sum(theirs) / seeds - sum(ours) / seeds
-        spread = (best.spread(report.primary) or 0.0) + (second.spread(report.primary) or 0.0)
-        close = ", by less than they scatter" if gap < spread else ""
+        close = ", by less than they scatter" if _is_close(ours, theirs) else ""
         return f"{told}, behind on each of the {seeds} seeds{close}."
     ahead = f"ahead on {seeds - wins} of the {seeds} seeds"
     return f"{told}, {ahead}: the two are too close to tell apart."
+
+
+def floors_differ(reports: Sequence[Report]) -> bool:
+    """Tell whether runs have floors of their own that a ratio can be formed with."""
+    floors = [report.floor_value for report in reports]
+    if any(MEASURES[report.primary].least for report in reports) or not all(floors):
+        return False
+    return len({number(floor) for floor in floors if floor}) > 1
+
+
+def conclude_runs(reports: Sequence[Report], names: Sequence[str]) -> tuple[str, list[str]]:
+    """Say which sampler of comparable runs is best, and how sure that is.
+
+    Runs are compared over their own floors, where these differ: a lower one is the autoencoder's merit.
+
+    Args:
+        reports: Of one benchmark.
+        names: What tells them apart.
+
+    Returns:
+        A headline, and sentences that qualify it.
+    """
+    leaders = [
+        (report, name) for report, name in zip(reports, names, strict=True) if report.samplers
+    ]
+    if not leaders:
+        return f"{len(reports)} runs; no sampler was measured in any.", []
+    measure = MEASURES[reports[0].primary]
+    over_floor = floors_differ([report for report, _ in leaders])
+    found = []
+    for report, name in leaders:
+        best = report.samplers[0]
+        values = list(best.values[report.primary])
+        told = f"{measure.name} {value_text(measure, values)}"
+        if over_floor and (floor := report.floor_value):
+            values = [value / floor for value in values]
+            told = f"{_times(fmean(values))} its floor ({told})"
+        found.append((fmean(values), f"{best.name} in {name}", values, told))
+    found.sort(key=lambda leader: leader[0])
+    _, who, ours, told = found[0]
+    sentences = []
+    if over_floor:
+        floors = ", ".join(f"{name} {number(r.floor_value or 0.0)}" for r, name in leaders)
+        sentences.append(
+            f"The runs' floors differ ({floors}): each sampler is held against that of its own run."
+        )
+    headline = f"Best of {len(reports)} runs is {who}: {told}."
+    if len(found) > 1:
+        _, other, theirs, theirs_told = found[1]
+        if min(len(ours), len(theirs)) < 2:
+            sentences.append(
+                f"{other} follows with {theirs_told}. With one seed, nothing tells how much of "
+                "that is chance."
+            )
+        elif _is_close(ours, theirs):
+            headline = (
+                f"The best of {len(reports)} runs, {who} and {other}, are too close to tell apart."
+            )
+            sentences.append(
+                f"{who}: {told}; {other}: {theirs_told}. They differ by less than they scatter."
+            )
+        else:
+            sentences.append(f"{other} follows with {theirs_told}.")
+    return headline, sentences
+
+
+def _is_close(ours: Sequence[float], theirs: Sequence[float]) -> bool:
+    """Tell whether means are nearer to each other than the values, two or more of each, scatter."""
+    return abs(fmean(theirs) - fmean(ours)) <= stdev(ours) + stdev(theirs)
 
 
 def _times(ratio: float) -> str:

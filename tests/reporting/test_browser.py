@@ -7,6 +7,8 @@ import pytest
 
 from latentfit.reporting import read_report, write_report
 
+PUBLISHED = Path(__file__).parents[2] / "benchmarks" / "results"
+
 pytestmark = [
     pytest.mark.slow,
     # What playwright leaves open while its driver ends.
@@ -64,6 +66,19 @@ def test_it_is_no_wider_than_the_window(look, name, width):
     assert page.evaluate(wide) == 0
     table = page.locator("table").first  # which may scroll by itself, and by the keyboard
     assert table.evaluate("t => t.parentElement.tabIndex") == 0
+    assert not table.evaluate(
+        "t => t.parentElement.contains(t.closest('figure').firstElementChild)"
+    )
+
+
+def test_all_numbers_of_a_published_run_fit_a_laptop(browser, tmp_path):
+    write_report(tmp_path / "a.html", read_report(PUBLISHED / "mnist"))
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    page = context.new_page()
+    page.goto((tmp_path / "a.html").as_uri())
+    over = page.locator("#table .scroll").evaluate("s => s.scrollWidth - s.clientWidth")
+    context.close()
+    assert over == 0
 
 
 def test_a_click_on_a_head_sorts_both_ways_with_what_is_missing_last(look):

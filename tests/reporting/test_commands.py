@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import shutil
 import sys
 
 import numpy as np
@@ -75,7 +76,8 @@ def test_images_are_written_as_a_grid(here, capsys):
     assert main([*words, *both]) == 0
     assert np.load(here / "z.npy").shape == (25, 4)
     with Image.open(here / "grid.png") as image:
-        assert image.size == (5 * 9 + 1, 5 * 9 + 1)
+        assert image.size == (5 * 33 + 1, 5 * 33 + 1)  # four times as large as 8 x 8
+        assert len(set(np.asarray(image)[1:5, 1:5].flat)) == 1
     assert main([*words, *both[:4]]) == 0
 
 
@@ -119,6 +121,22 @@ def test_images_are_written_as_a_grid(here, capsys):
         (("evaluate", "gmm.safetensors", *MODEL, "--out", "x.npy"), 1, ".html"),
         (("evaluate", "gmm.safetensors", *MODEL, "--out", "no/x.html"), 1, "no"),
         (("evaluate", "gmm.safetensors", "--data", "x.npy"), 1, "Expected latents of shape"),
+        (("evaluate", "gmm.safetensors", "--data", "x.npy"), 1, "--encoder"),
+        (("evaluate", "gmm.safetensors", "./gmm.safetensors", *MODEL), 1, "each sampler once"),
+        (
+            (
+                "sample",
+                "gmm.safetensors",
+                "-n",
+                "0",
+                "--grid",
+                "a.png",
+                "--decoder",
+                "own_models:decoder",
+            ),
+            2,
+            "Expected -n of at least 1",
+        ),
         (("report", "."), 1, "results.json"),
         (("report", ".", "--out", "x.png"), 1, ".html"),
     ],
@@ -135,10 +153,16 @@ def test_what_makes_no_sense_is_told_in_a_line(here, capsys, words, code, told):
 
 def test_runs_are_compared_from_their_folders(run_folder, tmp_path, capsys):
     page = tmp_path / "both.html"
-    assert (
-        main(["report", str(run_folder), str(run_folder / "results.json"), "--out", str(page)]) == 0
-    )
+    folders = [tmp_path / day / "mnist" for day in ("monday", "tuesday")]
+    for folder in folders:
+        shutil.copytree(run_folder, folder)
+    words = [str(folders[0]), str(folders[1] / "results.json"), "--out", str(page)]
+    assert main(["report", *words]) == 0
     out = capsys.readouterr().out
+    assert [line.split()[0] for line in out.splitlines()] == ["monday/mnist:", "tuesday/mnist:"]
     assert out.count("flow is best, at 1.37 times the floor.") == 2
     assert "2 runs compared" in page.read_text("utf-8")
     assert main(["report", str(run_folder), "--out", str(run_folder / "results.json")]) == 1
+    twice = ["report", str(run_folder), str(run_folder / "results.json"), "--out", str(page)]
+    assert main(twice) == 1
+    assert "Expected each run once" in capsys.readouterr().err

@@ -9,10 +9,17 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from latentfit import fit_latent_sampler
-from latentfit.errors import DataError
+from latentfit.errors import (
+    DataError,
+    EncoderOutputError,
+    LatentsWarning,
+    NonFiniteError,
+    OptionError,
+)
 from latentfit.metrics import frechet_distance
 from latentfit.models import encoder_of
 from latentfit.reporting import evaluate, render
+from latentfit.reporting._charts import map_panels
 from latentfit.reporting._subset import random_subset
 
 DIGITS = load_digits()
@@ -48,6 +55,8 @@ def test_a_page_is_written_of_a_sampler(sampler, pca, tmp_path):
     page = (tmp_path / "page.html").read_text("utf-8")
     assert page == render(found)
     assert "gmm is the only sampler" in page
+    assert "best sampler" not in page
+    assert "fastest" not in page
 
 
 def test_the_same_seed_finds_the_same_and_the_global_state_stays(sampler, pca):
@@ -92,7 +101,11 @@ def test_any_dataset_will_do_and_its_labels_are_found(sampler, pca, kind):
         "dicts": {"x": x, "labels": y},
     }[kind]
     found = evaluate({"a": sampler}, pca, dataset, n=100)
-    assert (found.exhibits.maps[0].real.labels is None) == (kind in ("array", "tensor"))
+    without = kind in ("array", "tensor")
+    assert (found.exhibits.maps[0].real.labels is None) == without
+    first = map_panels(found.exhibits.maps[0])[0]
+    # Without classes real latents have the colour that the key says.
+    assert ([layer for layer, _ in first.layers] == ["real"]) == without
     assert ("Data", "200 of 400 rows, chosen at random, seed 0") in found.facts
 
 
@@ -148,3 +161,64 @@ def test_too_few_rows_and_latents_of_another_shape_are_told(sampler, pca):
         evaluate({"a": sampler}, pca, X[:20])
     with pytest.raises(DataError, match=r"Expected latents of shape \(n, 6\).*'a'"):
         evaluate({"a": sampler}, None, torch.randn(100, 5))
+
+
+def some_nan(pca, every=1):
+    def decoder(z):
+        images = torch.from_numpy(pca.inverse_transform(z.numpy()).astype(np.float32))
+        images[::every] = torch.nan
+        return images
+
+    return decoder
+
+
+def test_a_decoder_that_makes_nan_is_told_of(sampler, pca, tmp_path):
+    path = tmp_path / "page.html"
+    with pytest.warns(LatentsWarning, match="300 of 300 rows hold NaN") as warned:
+        found = sampler.report(path, pca, X[1000:], decoder=some_nan(pca), n=100)
+    assert warned[0].filename == __file__
+    assert [near.row for near in found.exhibits.neighbours] == ["Real"]
+    assert "Reconstruction (100 of 100)" in path.read_text("utf-8")
+    with pytest.warns(LatentsWarning, match="102 of 300"):
+        found = evaluate({"a": sampler}, pca, X[1000:], decoder=some_nan(pca, 3), n=100)
+    whole = evaluate({"a": sampler}, pca, X[1000:], n=100)
+    near, reference = (r.exhibits.neighbours[3].distances for r in (found, whole))
+    assert len(near) == 64
+    assert near[0] == pytest.approx(reference[1], rel=1e-2)  # the first image is one of NaN
+    assert whole.warnings == ()
+    with pytest.raises(NonFiniteError, match="images of the decoder"):
+        evaluate({"a": sampler}, pca, X, decoder=some_nan(pca), features=lambda x: x[:, :3])
+
+
+def test_it_is_shown_in_a_line_in_a_notebook(sampler, pca):
+    found = evaluate({"a": sampler}, pca, X[1000:], n=50)
+    assert "4 rows (Real, Reconstruction, Resample, a); 4 pictures" in repr(found)
+    assert max(len(repr(found)), len(repr(found.exhibits.pictures[0]))) < 200
+    assert len(repr(found.exhibits)) < 1000
+
+
+def test_a_page_that_can_not_be_written_is_told_before_the_work(sampler, tmp_path):
+    for path, told in (
+        (tmp_path / "no" / "a.html", "Make it first"),
+        (tmp_path / "a.png", "End it"),
+    ):
+        with pytest.raises(DataError, match=told):
+            sampler.report(path, None, None)
+
+
+@pytest.mark.parametrize("name", ["Real", "Resample", "", 3])
+def test_names_that_are_taken_or_none_are_refused(sampler, pca, name):
+    with pytest.raises(OptionError, match="Expected a sampler's name"):
+        evaluate({name: sampler}, pca, None)
+
+
+def test_errors_name_who_failed(sampler, pca):
+    wrong = nn.Linear(3, 3)
+    with pytest.raises(EncoderOutputError, match="the feature extractor to return exactly one"):
+        evaluate({"a": sampler}, pca, X, features=lambda x: (x, x), n=20)
+    for given, who in (({"features": wrong}, "feature extractor"), ({"decoder": wrong}, "decoder")):
+        with pytest.raises(RuntimeError) as raised:
+            evaluate({"a": sampler}, pca, X, n=20, **given)
+        assert f"while the {who} was given (20, " in raised.value.__notes__[0]
+    with pytest.raises(DataError, match="pass encoder"):
+        evaluate({"a": sampler}, None, X)

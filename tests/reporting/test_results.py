@@ -20,8 +20,11 @@ from latentfit.reporting import (
     render,
     report_of,
 )
+from latentfit.reporting._charts import bars
 from latentfit.reporting._gallery import exhibits_from
-from latentfit.reporting._verdict import conclude
+from latentfit.reporting._measures import MEASURES, value_text
+from latentfit.reporting._tables import compare, measures_table
+from latentfit.reporting._verdict import conclude, conclude_runs
 
 from .conftest import FCD, HOSTILE, exhibits, results
 
@@ -61,6 +64,70 @@ def test_what_may_be_chance_is_said_to_be():
     assert "by less than they scatter" in text
     text = " ".join(conclude(report({"a": [1.0], "b": [1.2]})).sentences)
     assert "nothing tells how much of that is chance" in text
+
+
+@pytest.mark.parametrize(
+    "one, other, headline",
+    [
+        (
+            [3.0, 4.0],
+            [3.1, 3.2],
+            "The best of 2 runs, a in y and a in x, are too close to tell apart.",
+        ),
+        ([1.0, 1.1], [3.1, 3.2], "Best of 2 runs is a in x: FCD 1.05 ± 0.07."),
+        ([1.0], [3.1], "Best of 2 runs is a in x: FCD 1.00."),
+        ([1.0, 1.1], [], "Best of 2 runs is a in x: FCD 1.05 ± 0.07."),
+        ([], [], "2 runs; no sampler was measured in any."),
+    ],
+)
+def test_the_best_of_several_runs_is_told_where_it_is_no_chance(one, other, headline):
+    told, sentences = conclude_runs([report({"a": one}), report({"a": other})], ["x", "y"])
+    assert told == headline
+    assert ("nothing tells how much" in " ".join(sentences)) == (len(one) == 1)
+
+
+def test_runs_with_floors_of_their_own_are_compared_over_these():
+    runs = [
+        report({"Resample": [floor] * 2, "a": a})
+        for floor, a in ((1.0, [2.0, 2.1]), (2.0, [2.9, 3.0]))
+    ]
+    told, sentences = conclude_runs(runs, ["x", "y"])
+    assert told == "Best of 2 runs is a in y: 1.48 times its floor (FCD 2.95 ± 0.07)."
+    assert "floors differ (x 1.00, y 2.00)" in sentences[0]
+    plain, over = compare(runs, ["x", "y"]).tables
+    assert [cell.text for cell in plain.lines[1].cells] == ["2.05", "2.95"]
+    assert [cell.text for cell in over.lines[1].cells] == ["2.05", "1.48"]
+
+
+def test_what_has_no_number_is_left_out_of_the_table():
+    rows = (
+        Row("Real", {"c2st": [0.5]}, True),
+        Row("Resample", {}, True),
+        Row("a", {"c2st": [0.6]}),
+    )
+    table = measures_table(Report("t", "n", rows, primary="c2st", floor="Real"), rows)
+    assert [line.name for line in table.lines] == ["Real", "a"]
+
+
+def test_small_numbers_keep_their_digits():
+    kid = MEASURES["kid"]
+    assert value_text(kid, [-0.00024]) == "-0.00024"
+    assert value_text(kid, [-0.00024, 0.0]) == "-0.00012 ± 0.00017"
+    assert value_text(kid, [-0.0001, 0.005]) == "0.002 ± 0.004"
+    assert value_text(kid, [1.2e-9]) == "1.2e-09"
+    assert value_text(kid, [-0.004, 0.0036]) == "0.000 ± 0.005"
+
+
+def test_an_auc_is_drawn_from_chance_on():
+    rows = (
+        Row("Real", {"c2st": [0.44]}, True),
+        Row("a", {"c2st": [0.6]}),
+        Row("b", {"c2st": [0.7]}),
+    )
+    drawn = bars(Report("t", "n", rows, primary="c2st", floor="Real"))
+    assert drawn.linear_ticks[0] == ("0.5", 0.0)
+    assert [bar.linear for bar in drawn.bars] == sorted(bar.linear for bar in drawn.bars)
+    assert drawn.bars[0].linear == 0.0
 
 
 def test_where_nothing_was_measured_nothing_is_claimed():
@@ -143,6 +210,26 @@ def test_results_of_any_form_are_shown_or_told(key, value, changed):
     except FileFormatError:
         return
     assert "</html>" in page
+
+
+@pytest.mark.parametrize(
+    "changed, told",
+    [
+        ({"quick": "junk"}, "Expected quick as a flag"),
+        ({"models": "<b>junk</b>"}, "Expected models as a dict"),
+        ({"classifier": None}, "TypeError"),
+    ],
+)
+def test_members_of_another_kind_are_told(changed, told):
+    with pytest.raises(FileFormatError, match=told):
+        report_of(results(**changed))
+
+
+def test_a_member_that_is_missing_is_named():
+    given = results()
+    del given["classifier"]
+    with pytest.raises(FileFormatError, match="'classifier' is missing; run the benchmark again"):
+        report_of(given)
 
 
 def test_only_png_images_are_taken():
