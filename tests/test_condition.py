@@ -330,7 +330,7 @@ def test_a_method_without_conditions_refuses_before_it_encodes(
     def encoder(x: Tensor) -> Tensor:
         raise AssertionError("encoded")
 
-    monkeypatch.setattr(latentfit.fit, "load_sampler_class", lambda name: Plain)
+    monkeypatch.setattr(latentfit.fit, "load_method", lambda name: Plain)
     with pytest.raises(OptionError, match=r"'plain' can take \(nothing\)"):
         fit_latent_sampler(encoder, X, method="plain", condition=Y)
 

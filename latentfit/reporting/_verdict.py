@@ -33,16 +33,20 @@ def conclude(report: Report) -> Verdict:
     value = best.mean(report.primary) or 0.0
     floor = report.floor_value
     headline = f"{best.name} is {'best' if len(ranked) > 1 else 'the only sampler'}"
+    its, at = "its", ", at"
+    if len(ranked) > 1 and _takes_turns(best, ranked[1], report.primary):
+        headline = f"{best.name} and {ranked[1].name} are best, and too close to tell apart"
+        its, at = f"{best.name}'s", f"; {best.name} is at"
     tiles = [(measure.name, value_text(measure, best.values[report.primary]), best.name)]
     sentences = []
     told = value_text(measure, best.values[report.primary])
     if measure.least:
         headline += (
-            f": its {measure.name} is {number(value)}, where {number(measure.least)} is perfect."
+            f": {its} {measure.name} is {number(value)}, where {number(measure.least)} is perfect."
         )
         sentences.append(measure.tells)
     elif floor:
-        headline += f", at {_times(value / floor)} the floor."
+        headline += f"{at} {_times(value / floor)} the floor."
     else:
         headline += "."
         sentences.append(f"Its {measure.name} is {told}.")
@@ -93,13 +97,20 @@ def _lead(best: Row, second: Row, report: Report) -> str:
     told = f"{second.name} follows with {value_text(measure, theirs)}"
     if len(ours) != len(theirs) or len(ours) < 2:
         return f"{told}. With one seed, nothing tells how much of that is chance."
-    wins = sum(a < b for a, b in zip(ours, theirs, strict=True))
     seeds = len(ours)
-    if wins == seeds:
-        close = ", by less than they scatter" if _is_close(ours, theirs) else ""
-        return f"{told}, behind on each of the {seeds} seeds{close}."
-    ahead = f"ahead on {seeds - wins} of the {seeds} seeds"
-    return f"{told}, {ahead}: the two are too close to tell apart."
+    if _takes_turns(best, second, report.primary):
+        wins = sum(a < b for a, b in zip(ours, theirs, strict=True))
+        return f"{told}, ahead on {seeds - wins} of the {seeds} seeds."
+    close = ", by less than they scatter" if _is_close(ours, theirs) else ""
+    return f"{told}, behind on each of the {seeds} seeds{close}."
+
+
+def _takes_turns(best: Row, second: Row, primary: str) -> bool:
+    """Tell whether the second is as good or better on some of the seeds that both have."""
+    ours, theirs = best.values[primary], second.values[primary]
+    if len(ours) != len(theirs) or len(ours) < 2:
+        return False
+    return any(a >= b for a, b in zip(ours, theirs, strict=True))
 
 
 def floors_differ(reports: Sequence[Report]) -> bool:

@@ -58,8 +58,11 @@ def test_the_verdict_says_who_is_best_and_by_how_much():
 
 
 def test_what_may_be_chance_is_said_to_be():
-    text = " ".join(conclude(report({"a": [1.0, 2.0], "b": [1.2, 1.9]})).sentences)
-    assert "ahead on 1 of the 2 seeds: the two are too close to tell apart." in text
+    told = conclude(report({"Resample": [1.0, 1.0], "a": [1.0, 2.0], "b": [1.2, 1.9]}))
+    assert told.headline == (
+        "a and b are best, and too close to tell apart; a is at 1.50 times the floor."
+    )
+    assert "b follows with 1.55 ± 0.49, ahead on 1 of the 2 seeds." in " ".join(told.sentences)
     text = " ".join(conclude(report({"a": [1.0, 3.0], "b": [1.2, 3.1]})).sentences)
     assert "by less than they scatter" in text
     text = " ".join(conclude(report({"a": [1.0], "b": [1.2]})).sentences)
