@@ -86,16 +86,20 @@ def profile(method: str, seconds: float) -> dict[str, int]:
     return {part: counts[part] for part in (*PARTS, REST)}
 
 
-def table(results: dict[str, Any]) -> str:
-    """Return the results as a Markdown document."""
+def shares(results: dict[str, Any]) -> list[str]:
+    """Return a Markdown table's lines: each part's share of a method's samples."""
     parts = ("loss", "gradient", *(p for p in (*PARTS, REST) if p not in ("loss", "gradient")))
-    lines = ["# Where the time of a training goes\n", f"| | {' | '.join(parts)} |"]
-    lines.append("| --- |" + " ---: |" * len(parts))
+    lines = [f"| method | {' | '.join(parts)} |", "| --- |" + " ---: |" * len(parts)]
     for method, counts in results["rows"].items():
         total = sum(counts.values())
-        lines.append(
-            f"| `{method}` | " + " | ".join(f"{counts[part] / total:.1%}" for part in parts) + " |"
-        )
+        told = (f"{100 * counts[part] / total:.1f} %" for part in parts)
+        lines.append(f"| `{method}` | {' | '.join(told)} |")
+    return lines
+
+
+def table(results: dict[str, Any]) -> str:
+    """Return the results as a Markdown document."""
+    lines = ["# Where the time of a training goes\n", *shares(results)]
     used = results["machine"]
     lines += [
         "",

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import method_tables
+import profiles
 from latentfit_bench.report import markdown_table
 
 ROOT = Path(__file__).parents[1]
@@ -143,6 +144,11 @@ def reliability() -> str:
     return f"| what was done | what came of it |\n| --- | --- |\n{rows}"
 
 
+def profile() -> str:
+    """Where the time of a training goes."""
+    return "\n".join(profiles.shares(_results("profiles"))) + "\n"
+
+
 def _results(folder: str, name: str = "results") -> dict[str, Any]:
     results: dict[str, Any] = json.loads((RESULTS / folder / f"{name}.json").read_text())
     return results
@@ -163,6 +169,7 @@ TABLES: dict[tuple[Path, str], Callable[[], str]] = {
     (ROOT / "README.md", "peers"): method_tables.peers,
     (ROOT / "docs" / "choose-a-method.md", "decisions"): method_tables.decisions,
     (ROOT / "docs" / "choose-a-method.md", "measured"): method_tables.measured,
+    (ROOT / "docs" / "growth.md", "profiles"): profile,
     (ROOT / "docs" / "reliability.md", "results"): reliability,
     (ROOT / "docs" / "studies" / "peers.md", "results"): bars,
 }

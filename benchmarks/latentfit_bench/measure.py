@@ -36,7 +36,7 @@ class Ruler:
         self._model = classifier.model
         penultimate, logits = self._model.features(train)
         self._moments = [gaussian_moments(features) for features in (logits, penultimate)]
-        self._train = penultimate[:compared].clone()
+        self._train = at_random(penultimate, compared)
 
     def measure(self, images: Tensor, labels: Tensor | None = None) -> dict[str, float]:
         """Return "fcd", in the logits, and "fcd_penultimate"; with labels (n,), "accuracy" too.
@@ -51,7 +51,7 @@ class Ruler:
         )
         measured = {"fcd": first, "fcd_penultimate": second}
         if len(self._train):
-            few = penultimate[: len(self._train)]
+            few = at_random(penultimate, len(self._train))
             density, coverage = density_coverage(self._train, few)
             measured["kid"] = kernel_distance(self._train, few)
             measured |= {"density": density, "coverage": coverage}
@@ -76,6 +76,12 @@ def balanced_rows(labels: Tensor, n: int, generator: torch.Generator) -> Tensor:
         drawn = torch.randint(len(rows), (int(places.sum()),), generator=generator)
         chosen[places] = rows[drawn]
     return chosen
+
+
+def at_random(rows: Tensor, n: int, seed: int = 0) -> Tensor:
+    """Take at most n rows (N, ...) at random: the first of MNIST's test images are easier than the others."""
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
+    return rows[order[:n].to(rows.device)]
 
 
 def summary(values: Sequence[float]) -> dict[str, Any]:
@@ -107,7 +113,7 @@ def latent_measures(
         "copying", the z-score of a test for samples that are nearer to the training latents than others
         are; and "c2st", how well a classifier tells samples from test latents.
     """
-    few, others = sampled[:COMPARED], held_out[:COMPARED]
+    few, others = sampled[:COMPARED], at_random(held_out, COMPARED, seed)
     measured = {"copying": data_copying(train, others, few, seed=seed)}
     if told_apart:
         measured["c2st"] = c2st(few, others, seed=seed)

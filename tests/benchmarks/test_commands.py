@@ -16,7 +16,7 @@ from latentfit.reporting import read_report, render
 from latentfit_bench import digits, mnist
 from latentfit_bench.classifier import SHA256, load_classifier
 from latentfit_bench.datasets import binarize, load_digits
-from latentfit_bench.measure import standardised_nll
+from latentfit_bench.measure import latent_measures, standardised_nll
 from latentfit_bench.systems import SYSTEMS
 
 STATISTICS = (
@@ -278,6 +278,18 @@ def test_the_nll_is_that_of_standardised_latents():
     standardised = (held_out - mean) / std
     expected = -torch.distributions.Normal(0.0, 1.0).log_prob(standardised).sum(1).mean().item()
     assert standardised_nll(log_prob, train, held_out) == pytest.approx(expected, rel=1e-9)
+
+
+def test_held_out_latents_that_come_in_an_order_are_compared_at_random():
+    train, held_out, sampled = torch.randn(
+        10_000, 3, generator=torch.Generator().manual_seed(0)
+    ).split((4000, 4000, 2000))
+    held_out = held_out[
+        held_out[:, 0].argsort()
+    ]  # as the first half of MNIST's test images is easier
+    measured = latent_measures(sampled, train, held_out, seed=0)
+    assert measured["c2st"] == pytest.approx(0.5, abs=0.05)
+    assert abs(measured["copying"]) < 3.5
 
 
 @pytest.mark.mnist
