@@ -12,6 +12,8 @@ from latentfit.reporting._model import Report, Row
 
 __all__ = ["Verdict", "conclude", "conclude_runs", "floors_differ", "headline"]
 
+_CHANCE = "With one seed, nothing tells how much of that is chance."
+
 
 class Verdict(NamedTuple):
     """The result: a headline, sentences that qualify it, and the numbers that it stands on."""
@@ -34,7 +36,7 @@ def conclude(report: Report) -> Verdict:
     floor = report.floor_value
     headline = f"{best.name} is {'best' if len(ranked) > 1 else 'the only sampler'}"
     its, at = "its", ", at"
-    if len(ranked) > 1 and _takes_turns(best, ranked[1], report.primary):
+    if len(ranked) > 1 and _turns(best, ranked[1], report.primary):
         headline = f"{best.name} and {ranked[1].name} are best, and too close to tell apart"
         its, at = f"{best.name}'s", f"; {best.name} is at"
     tiles = [(measure.name, value_text(measure, best.values[report.primary]), best.name)]
@@ -96,21 +98,20 @@ def _lead(best: Row, second: Row, report: Report) -> str:
     ours, theirs = best.values[report.primary], second.values[report.primary]
     told = f"{second.name} follows with {value_text(measure, theirs)}"
     if len(ours) != len(theirs) or len(ours) < 2:
-        return f"{told}. With one seed, nothing tells how much of that is chance."
-    seeds = len(ours)
-    if _takes_turns(best, second, report.primary):
-        wins = sum(a < b for a, b in zip(ours, theirs, strict=True))
-        return f"{told}, ahead on {seeds - wins} of the {seeds} seeds."
+        return f"{told}. {_CHANCE}"
+    seeds, turns = len(ours), _turns(best, second, report.primary)
+    if turns:
+        return f"{told}, ahead on {turns} of the {seeds} seeds."
     close = ", by less than they scatter" if _is_close(ours, theirs) else ""
     return f"{told}, behind on each of the {seeds} seeds{close}."
 
 
-def _takes_turns(best: Row, second: Row, primary: str) -> bool:
-    """Tell whether the second is as good or better on some of the seeds that both have."""
+def _turns(best: Row, second: Row, primary: str) -> int:
+    """Count the seeds on which the second is as good or better; none where the two can't be paired."""
     ours, theirs = best.values[primary], second.values[primary]
     if len(ours) != len(theirs) or len(ours) < 2:
-        return False
-    return any(a >= b for a, b in zip(ours, theirs, strict=True))
+        return 0
+    return sum(a >= b for a, b in zip(ours, theirs, strict=True))
 
 
 def floors_differ(reports: Sequence[Report]) -> bool:
@@ -161,10 +162,7 @@ def conclude_runs(reports: Sequence[Report], names: Sequence[str]) -> tuple[str,
     if len(found) > 1:
         _, other, theirs, theirs_told = found[1]
         if min(len(ours), len(theirs)) < 2:
-            sentences.append(
-                f"{other} follows with {theirs_told}. With one seed, nothing tells how much of "
-                "that is chance."
-            )
+            sentences.append(f"{other} follows with {theirs_told}. {_CHANCE}")
         elif _is_close(ours, theirs):
             headline = (
                 f"The best of {len(reports)} runs, {who} and {other}, are too close to tell apart."

@@ -281,12 +281,10 @@ def test_the_nll_is_that_of_standardised_latents():
 
 
 def test_held_out_latents_that_come_in_an_order_are_compared_at_random():
-    train, held_out, sampled = torch.randn(
-        10_000, 3, generator=torch.Generator().manual_seed(0)
-    ).split((4000, 4000, 2000))
-    held_out = held_out[
-        held_out[:, 0].argsort()
-    ]  # as the first half of MNIST's test images is easier
+    rows = torch.randn(10_000, 3, generator=torch.Generator().manual_seed(0))
+    train, held_out, sampled = rows.split((4000, 4000, 2000))
+    # As the first half of MNIST's test images is easier.
+    held_out = held_out[held_out[:, 0].argsort()]
     measured = latent_measures(sampled, train, held_out, seed=0)
     assert measured["c2st"] == pytest.approx(0.5, abs=0.05)
     assert abs(measured["copying"]) < 3.5
