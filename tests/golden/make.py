@@ -1,14 +1,13 @@
-"""Make the golden files of the present format version: python tests/golden/make.py
+"""Make the golden files of the present format version that are not there: python tests/golden/make.py
 
-Files of a version are made once, by the release that brings it, and never again: tests load them for ever.
+A file is made once and never again, and so are the numbers beside it: tests load them for ever.
 """
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from latentfit import fit_latent_sampler
 from latentfit.persistence import FORMAT_VERSION
@@ -30,37 +29,46 @@ SMALL: dict[str, dict[str, Any]] = {
     "kde": {},
 }
 TRANSFORMS = ("scale", "standardize", "whiten", "none")
-CONDITIONED = ("realnvp", "gmm", "wgan-gp")
+VARIANTS = {
+    "classes": ("realnvp", "gmm", "wgan-gp"),
+    "vector": ("realnvp", "spline", "flow-matching", "wgan-gp", "gmm", "kde"),
+    "spatial": ("flow-matching", "realnvp"),
+}
+CONDITIONS: dict[str, Any] = {"classes": 1, "vector": [0.5, -1.0]}  # that samples and densities are of
 
 
 def main() -> None:
-    """Write a file for each method, and what its samplers gave."""
+    """Write each file that is missing, and what its sampler gave."""
     x = torch.randn(64, 3, generator=torch.Generator().manual_seed(0)).cumsum(1) + 2
-    expected: dict[str, torch.Tensor] = {}
+    images = torch.randn(64, 2, 4, 4, generator=torch.Generator().manual_seed(1)).cumsum(3) + 2
+    labels = {"classes": torch.arange(64) % 2, "vector": x[:, :2].sin() * torch.tensor([1.0, 20.0])}
+    record = HERE / f"{FORMAT_VERSION}.expected"
+    expected = load_file(record) if record.exists() else {}
     for number, (method, options) in enumerate(SMALL.items()):
         steps = {} if method in ("gmm", "gaussian", "kde") else {"steps": 3}
-        for conditioned in (False, True) if method in CONDITIONED else (False,):
-            sampler = fit_latent_sampler(
-                None,
-                x,
-                method=method,
-                transform=TRANSFORMS[number % 4],
-                condition=torch.arange(64) % 2 if conditioned else None,
-                progress=False,
-                **options,
-                **steps,
-            )
-            name = f"{FORMAT_VERSION}-{method}{'-classes' if conditioned else ''}"
+        for variant in (None, *(v for v, methods in VARIANTS.items() if method in methods)):
+            name = f"{FORMAT_VERSION}-{method}" + (f"-{variant}" if variant else "")
             path = HERE / f"{name}.safetensors"
             if path.exists():
-                sys.exit(f"{path} is there already; golden files are made once.")
+                continue
+            rows = images if variant == "spatial" else x
+            own = {"channels": 8, "blocks": 1} if name.endswith("flow-matching-spatial") else options
+            sampler = fit_latent_sampler(
+                None,
+                rows,
+                method=method,
+                transform=TRANSFORMS[number % 4],
+                condition=labels.get(variant or ""),
+                progress=False,
+                **own,
+                **steps,
+            )
             sampler.save(path)
-            condition = 1 if conditioned else None
+            condition = CONDITIONS.get(variant or "")
             expected[f"{name}/sample"] = sampler.sample(5, seed=0, condition=condition)
             if sampler.has_density:
-                scores = sampler.log_prob(x[:5], condition=condition)
-                expected[f"{name}/log_prob"] = scores
-    save_file({**expected, "x": x[:5].clone()}, HERE / f"{FORMAT_VERSION}.expected")
+                expected[f"{name}/log_prob"] = sampler.log_prob(rows[:5], condition=condition)
+    save_file(expected | {"x": x[:5].clone(), "images": images[:5].clone()}, record)
 
 
 if __name__ == "__main__":
