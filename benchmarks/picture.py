@@ -21,7 +21,7 @@ from latentfit_bench.systems import SYSTEMS
 from latentfit_bench.training import train_autoencoder
 
 ROOT = Path(__file__).parents[1]
-DIGITS, SIDE, GAP = 22, 28, 3
+DIGITS, SIDE, GAP, LABEL = 12, 28, 3, 18  # pixels of a digit's image
 PAPER, INK = "#14161a", "#e8eaed"  # one look on a light page and on a dark one
 
 
@@ -62,24 +62,22 @@ def rows(data_dir: str | None, seed: int, epochs: int = 20) -> dict[str, Tensor]
 
 
 def draw(images: dict[str, Tensor]) -> Figure:
-    """Draw a line of digits for each row, with its label on the left."""
+    """Draw a line of digits for each row, its label above, large enough for the width of a phone."""
     step = SIDE + GAP
-    height, width = len(images) * (step + GAP) + GAP, DIGITS * step + GAP
+    height, width = len(images) * (LABEL + step) + 2 * GAP, DIGITS * step + GAP
     canvas = np.zeros((height, width), dtype=np.float32)
-    for row, batch in enumerate(images.values()):
+    tops = [LABEL + row * (LABEL + step) for row in range(len(images))]
+    for top, batch in zip(tops, images.values(), strict=True):
         for column, image in enumerate(batch.view(-1, SIDE, SIDE).numpy()):
-            top, left = row * (step + GAP) + 2 * GAP, column * step + GAP
+            left = column * step + GAP
             canvas[top : top + SIDE, left : left + SIDE] = image
     scale = 2 / 100  # inches: two dots of 100 an inch for each pixel
-    margin = 2.75  # for the labels
-    size = (width * scale + margin, height * scale)
-    figure = Figure(figsize=size, dpi=100, facecolor=PAPER)
-    axes = figure.add_axes((margin / size[0], 0, 1 - margin / size[0], 1))
+    figure = Figure(figsize=(width * scale, height * scale), dpi=100, facecolor=PAPER)
+    axes = figure.add_axes((0, 0, 1, 1))
     axes.imshow(canvas, cmap="gray", vmin=0, vmax=1, interpolation="nearest", alpha=canvas)
     axes.set_axis_off()
-    for row, label in enumerate(images):
-        middle = 1 - (row * (step + GAP) + 2 * GAP + SIDE / 2) / height
-        figure.text(0.012, middle, label, color=INK, fontsize=14, va="center")
+    for top, label in zip(tops, images, strict=True):
+        axes.text(GAP + 1, top - GAP, label, color=INK, fontsize=16, va="bottom")
     return figure
 
 

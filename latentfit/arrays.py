@@ -18,12 +18,11 @@ from safetensors.torch import save
 
 from latentfit.arguments import check_path
 from latentfit.errors import DataError, FileFormatError
-from latentfit.persistence import atomic_path, check_folder
+from latentfit.persistence import atomic_path, check_target
 
 __all__ = [
     "NAME",
     "SUFFIXES",
-    "check_target",
     "map_array",
     "read_array",
     "write_array",
@@ -107,8 +106,7 @@ def write_array(path: str | os.PathLike[str], array: torch.Tensor) -> None:
     Raises:
         DataError: An unknown suffix, a folder that isn't there, or a dtype the format can't hold.
     """
-    path = check_path("path", path)
-    check_target(path)
+    path = check_target(path, suffixes=SUFFIXES)
     array = array.detach().cpu().contiguous()
     if array.dtype == torch.bfloat16 and _suffix(path) in {".npy", ".npz"}:
         raise DataError(
@@ -118,20 +116,10 @@ def write_array(path: str | os.PathLike[str], array: torch.Tensor) -> None:
         _WRITERS[_suffix(path)](temporary, array)
 
 
-def check_target(path: str | os.PathLike[str], *inputs: str | None) -> None:
-    """Tell, before hours of work, that an array can't be written there.
-
-    Raises:
-        DataError: An unknown suffix, a folder that isn't there, or one of the inputs.
-    """
-    _suffix(Path(path), "")
-    check_folder(path, *inputs)
-
-
-def _suffix(path: Path, for_text: str = _CONVERT) -> str:
+def _suffix(path: Path) -> str:
     suffix = path.suffix.lower()
     if suffix not in _READERS:
-        hint = for_text if suffix in (".csv", ".txt", ".tsv") else ""
+        hint = _CONVERT if suffix in (".csv", ".txt", ".tsv") else ""
         raise DataError(f"Expected an array file ({', '.join(SUFFIXES)}); got {str(path)!r}.{hint}")
     return suffix
 

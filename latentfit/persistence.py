@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,10 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from latentfit.arguments import check_path
+from latentfit.arguments import check_path, told
 from latentfit.errors import DataError, FileFormatError
 
-__all__ = ["CHECKPOINT", "SAMPLER", "atomic_path", "check_folder", "read_tensors", "write_tensors"]
+__all__ = ["CHECKPOINT", "SAMPLER", "atomic_path", "check_target", "read_tensors", "write_tensors"]
 
 FORMAT_VERSION = 1
 SAMPLER, CHECKPOINT = "a sampler", "the checkpoint of a fit"  # kinds of files
@@ -33,17 +33,26 @@ _MOST_HEADER_BYTES = 16 * 2**20
 _BLANK = "0" * 64  # stands for the digest while the file is hashed
 
 
-def check_folder(path: str | os.PathLike[str], *inputs: str | None) -> None:
+def check_target(
+    path: str | os.PathLike[str], *inputs: str | None, suffixes: Sequence[str] = ()
+) -> Path:
     """Tell, before hours of work, that no file can or should be written there.
 
     Args:
         path: The file to write.
         inputs: Files that are read; writing over one of them would lose it.
+        suffixes: What its name may end in, in lower case; anything if there are none.
+
+    Returns:
+        The path.
 
     Raises:
-        DataError: A folder that isn't there, a folder in the file's place, or one of the inputs.
+        OptionError: No path.
+        DataError: Another suffix, a folder that isn't there, a folder in the file's place, or one of the
+            inputs.
     """
-    target = check_path("path", path).absolute()
+    given = check_path("path", path)
+    target = given.absolute()
     read = [check_path("path", name).resolve() for name in inputs if name]
     if target.resolve() in read:
         raise DataError(f"Expected another file to write than the input; got {path} for both.")
@@ -55,6 +64,11 @@ def check_folder(path: str | os.PathLike[str], *inputs: str | None) -> None:
         raise DataError(
             f"Expected a folder to write {path} into; there is no {target.parent}. Make it first."
         )
+    if suffixes and given.suffix.lower() not in suffixes:
+        raise DataError(
+            f"Expected the name of a {', '.join(suffixes)} file to write; got {told(str(path))}."
+        )
+    return given
 
 
 @contextmanager

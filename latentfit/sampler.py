@@ -27,7 +27,7 @@ from latentfit.errors import (
 )
 from latentfit.models import Model, rows_with_nan, warn_of_nan
 from latentfit.outputs import as_array, from_array
-from latentfit.persistence import write_tensors
+from latentfit.persistence import check_target, write_tensors
 from latentfit.randomness import check_seed, isolated_rng, plugin_defaults
 from latentfit.sampler_base import Sampler
 from latentfit.transforms import Transform
@@ -426,9 +426,9 @@ class LatentSampler:
             LatentsWarning: The decoder made NaN of some latents.
         """
         from latentfit.reporting import evaluate, write_report
-        from latentfit.reporting._page import check_page
+        from latentfit.reporting._page import PAGES
 
-        target = check_page(path)  # before the work
+        target = check_target(path, suffixes=PAGES)  # before the work
         report = evaluate(
             {self.method: self},
             encoder,

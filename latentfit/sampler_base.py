@@ -188,6 +188,7 @@ class FlowSampler(Sampler):
                 stacklevel=2,
             )
         if isinstance(self.noise, GaussianMixture):
+            run.facts["components"] = self.noise.components
             some, context = run.subset(rows)
             start = self._to_base_in_parts(some, context)
             self.noise.fit(start, run.generator, context=context, stop=lambda: run.elapsed() >= 1)

@@ -13,13 +13,12 @@ from safetensors.torch import save_file
 
 from latentfit.arrays import (
     SUFFIXES,
-    check_target,
     map_array,
     read_array,
     write_array,
 )
 from latentfit.errors import DataError, FileFormatError
-from latentfit.persistence import check_folder
+from latentfit.persistence import check_target
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.int64, torch.uint8, torch.bool)
 
@@ -245,14 +244,16 @@ def test_mode_is_the_umask_s(tmp_path, suffix):
 
 
 def test_targets_are_checked_beforehand(tmp_path):
-    check_target(tmp_path / "z.npy")
-    check_folder(tmp_path / "z.anything")
-    with pytest.raises(DataError, match=r"got '.*z.csv'\.$"):  # nothing on how to read one
-        check_target(tmp_path / "z.csv")
+    assert check_target(str(tmp_path / "z.NPY"), suffixes=SUFFIXES) == tmp_path / "z.NPY"
+    check_target(tmp_path / "z.anything")
+    with pytest.raises(
+        DataError, match=r"a .npy, .* file to write; got '.*z.csv'\.$"
+    ):  # not how to read one
+        check_target(tmp_path / "z.csv", suffixes=SUFFIXES)
     with pytest.raises(DataError, match="there is no .*nowhere"):
-        check_folder(tmp_path / "nowhere" / "z.npy")
+        check_target(tmp_path / "nowhere" / "z.npy")
     with pytest.raises(DataError, match="is a folder"):
-        check_folder(tmp_path)
+        check_target(tmp_path)
 
 
 def test_a_zip_that_holds_no_array(tmp_path):

@@ -14,7 +14,7 @@ import torch
 from latentfit import diagnose, fit_latent_sampler
 from latentfit.cli import main
 from latentfit.diagnosis import warn_about
-from latentfit.errors import LatentsWarning, OptionError
+from latentfit.errors import DataError, LatentsWarning
 
 
 def normal(n: int, d: int, seed: int = 0) -> Any:
@@ -92,7 +92,7 @@ def test_there_is_nothing_to_draw_of_equal_latents() -> None:
 
 
 def test_a_figure_of_another_kind_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match=r"\(\.png, \.pdf, \.svg\); got .*latents.gif"):
+    with pytest.raises(DataError, match=r"\.png, \.pdf, \.svg file to write; got .*latents.gif"):
         diagnose(normal(50, 2)).save_figure(tmp_path / "latents.gif")
     assert list(tmp_path.iterdir()) == []
 

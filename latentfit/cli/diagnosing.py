@@ -32,12 +32,11 @@ def diagnose(
     shifts, each with one sentence of advice.
     """
     from latentfit import diagnose as diagnose_latents
-    from latentfit.diagnosis import check_figure_path
-    from latentfit.persistence import check_folder
+    from latentfit.diagnosis import FIGURES
+    from latentfit.persistence import check_target
 
     if figure is not None:
-        check_figure_path(figure)
-        check_folder(figure, file, validation)
+        check_target(figure, file, validation, suffixes=FIGURES)
     latents = read_latents(file)
     others = None if validation is None else read_latents(validation)
     diagnosis = diagnose_latents(latents, validation=others, seed=seed)

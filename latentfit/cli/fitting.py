@@ -128,13 +128,11 @@ def fit(
     from latentfit.arguments import check_path
     from latentfit.arrays import read_array
     from latentfit.checkpoint import remove_checkpoints
-    from latentfit.errors import DataError
     from latentfit.options import parse_option_strings
-    from latentfit.persistence import check_folder
+    from latentfit.persistence import check_target
 
-    check_folder(out, latents, data, None if condition == "labels" else condition)
-    if not out.endswith(".safetensors"):
-        raise DataError(f"Expected the name of a .safetensors file to write; got {out!r}.")
+    inputs = (latents, data, None if condition == "labels" else condition)
+    check_target(out, *inputs, suffixes=[".safetensors"])
     options = parse_option_strings(option_class(method), texts)
     encoder = None if encoder_name is None else import_object(encoder_name, "--encoder")
     dataset = read_latents(latents) if latents is not None else read_dataset(data or "")
@@ -203,15 +201,14 @@ def sample(
     if (out is None and grid is None) or (grid is None) != (decoder is None):
         raise click.UsageError("Expected --out FILE, or --grid FILE and --decoder, or all of them.")
     from latentfit import load_sampler
-    from latentfit.arrays import check_target, write_array
-    from latentfit.cli.images import check_picture, write_grid
-    from latentfit.persistence import check_folder
+    from latentfit.arrays import SUFFIXES, write_array
+    from latentfit.cli.images import PICTURES, write_grid
+    from latentfit.persistence import check_target
 
     if out is not None:
-        check_target(out, file, condition)
+        check_target(out, file, condition, suffixes=SUFFIXES)
     if grid is not None:
-        check_picture(grid)
-        check_folder(grid, file, condition, out)
+        check_target(grid, file, condition, out, suffixes=PICTURES)
         if number < 1:
             raise click.UsageError(f"Expected -n of at least 1 for --grid; got {number}.")
     given = None if condition is None else read_condition(condition)
@@ -243,10 +240,11 @@ def score(
     One a line, in nats per latent, in the encoder's own units, under the sampler in FILE.
     """
     from latentfit import load_sampler
-    from latentfit.arrays import check_target, read_array, write_array
+    from latentfit.arrays import SUFFIXES, read_array, write_array
+    from latentfit.persistence import check_target
 
     if out is not None:
-        check_target(out, file, latents, condition)
+        check_target(out, file, latents, condition, suffixes=SUFFIXES)
     given = None if condition is None else read_condition(condition)
     with results_only():
         scores = load_sampler(file, device=device).log_prob(read_array(latents), condition=given)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,20 +11,10 @@ from latentfit.errors import DataError
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["check_picture", "write_grid"]
+__all__ = ["PICTURES", "write_grid"]
 
-_SUFFIX = ".png"
+PICTURES = (".png",)  # what the name of a picture ends in
 _LEAST_PIXELS = 28  # of an image's longer side; smaller ones are enlarged
-
-
-def check_picture(path: str) -> None:
-    """Refuse the name of a picture that is no .png.
-
-    Raises:
-        DataError: It is none.
-    """
-    if os.path.splitext(path)[1].lower() != _SUFFIX:
-        raise DataError(f"Expected the name of a {_SUFFIX} file to write; got {path!r}.")
 
 
 def write_grid(path: str, images: Tensor) -> None:

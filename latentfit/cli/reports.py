@@ -33,10 +33,11 @@ def report(results: tuple[str, ...], out: str) -> None:
 
     RESULTS are folders that `latentfit bench` wrote, or the results.json in them.
     """
+    from latentfit.persistence import check_target
     from latentfit.reporting import headline, read_report, write_report
-    from latentfit.reporting._page import check_page
+    from latentfit.reporting._page import PAGES
 
-    check_page(out, *results)
+    check_target(out, *results, suffixes=PAGES)
     _check_once(results, "run")
     reports = [
         replace(read_report(path), name=name)
@@ -112,11 +113,12 @@ def evaluate(
     """
     from latentfit import load_sampler
     from latentfit.arrays import read_array
+    from latentfit.persistence import check_target
     from latentfit.reporting import evaluate as evaluate_samplers
     from latentfit.reporting import headline, write_report
-    from latentfit.reporting._page import check_page
+    from latentfit.reporting._page import PAGES
 
-    check_page(out, *files, data, labels)
+    check_target(out, *files, data, labels, suffixes=PAGES)
     _check_once(files, "sampler")
     with results_only():
         encoder, decoder, features = (

@@ -6,15 +6,14 @@ import os
 import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from latentfit.arguments import check_path, told
+from latentfit.arguments import told
 from latentfit.errors import OptionError
-from latentfit.persistence import atomic_path
+from latentfit.persistence import atomic_path, check_target
 
 if TYPE_CHECKING:
     from latentfit.diagnosis._figure import Figure
@@ -24,7 +23,7 @@ __all__ = ["Diagnosis", "Finding", "Marginal", "Plots", "Severity"]
 Severity = Literal["ok", "note", "warning"]
 _WIDTH = 80
 _INDENT = 24
-_FORMATS = (".png", ".pdf", ".svg")
+FIGURES = (".png", ".pdf", ".svg")  # what the name of a figure ends in
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -189,24 +188,11 @@ class Diagnosis:
         """Write :meth:`figure` to a .png, .pdf or .svg file, whole or not at all.
 
         Raises:
-            OptionError: No path, or another suffix.
+            OptionError: No path.
+            DataError: Another suffix, or a folder that isn't there.
             OSError: The file can't be written.
         """
-        target = check_figure_path(path)
+        target = check_target(path, suffixes=FIGURES)
         figure = self.figure()
         with atomic_path(target) as temporary:
             figure.savefig(temporary, format=target.suffix.lower().removeprefix("."), dpi=120)
-
-
-def check_figure_path(path: str | os.PathLike[str]) -> Path:
-    """Give a figure's file as a path.
-
-    Raises:
-        OptionError: It is no path, or not one of a figure.
-    """
-    target = check_path("path", path)
-    if target.suffix.lower() not in _FORMATS:
-        raise OptionError(
-            f"Expected path as a figure's file ({', '.join(_FORMATS)}); got {told(str(path))}."
-        )
-    return target

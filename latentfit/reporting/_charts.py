@@ -112,7 +112,7 @@ def bars(report: Report) -> Bars | None:
         return None
     every = [value for row in rows for value in row.values[measure.key]]
     ends = [end for row in rows for end in _ends(row, measure.key) or ()]
-    linear = Scale([*every, *ends], log=False, start=measure.least, margin=0.04)
+    linear = Scale([*every, *ends, measure.reach], log=False, start=measure.least, margin=0.04)
     positive = [] if measure.least else [value for value in every if value > 0]
     log = Scale(positive, log=True, margin=0.08)
     best = report.samplers[0].name if report.samplers else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -408,15 +409,16 @@ class _Evaluation:
 
     def _notes(self, has_features: bool) -> tuple[str, ...]:
         notes = [
-            f"Everything is compared with {self.n:,} random rows of the data; Real is as many others. A "
+            f"Everything is compared with {self.n:,} random rows of the data; Real is as many other rows. A "
             "Fréchet distance depends on their number: compare values of one page only.",
+            f"By chance alone an AUC is off 0.5 by up to about {1.1 / self.n**0.5:.2f} (two deviations).",
         ]
         notes.append(
             "Resample, latents of other data drawn again and decoded, is the floor: what a perfect sampler "
             "would reach with this autoencoder."
             if has_features
-            else "Latents are compared, scaled by their deviations; those of other data, in the row Real, "
-            "are the floor. With a feature extractor images are compared, too."
+            else "Latents are compared, each dimension over its standard deviation. The row Real tells what "
+            "other latents of the data reach. With a feature extractor images are compared, too."
         )
         return tuple(notes)
 
@@ -424,7 +426,8 @@ class _Evaluation:
         facts = [
             (
                 "Data",
-                f"{2 * self.n:,} of {self.data.rows:,} rows, chosen at random, seed {self.seed}",
+                f"{2 * self.n:,} of {self.data.rows:,} rows (n={self.n:,}), chosen at random, seed "
+                f"{self.seed}",
             ),
             ("Latents", f"shape {' x '.join(map(str, self.reference.latents.shape[1:]))}"),
         ]
@@ -439,6 +442,7 @@ class _Evaluation:
                     f"{info['seed']}, transform {info['transform']}",
                 )
             )
+        facts.append(("Made", f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"))
         facts.append(("Versions", f"latentfit {__version__}, torch {torch.__version__}"))
         return tuple(facts)
 

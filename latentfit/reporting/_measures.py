@@ -17,9 +17,10 @@ _MOST_PLACES = 6  # after the point
 
 
 class Measure(NamedTuple):
-    """A measure: its key, name, what it tells, the better direction, how it is written, and its least value.
+    """A measure: its key, name, what it tells, the better direction, how it is written, and two values.
 
-    Ratios of values have a meaning where the least is zero.
+    The least is its best; where that is zero, ratios of values have a meaning. An axis goes from there to
+    the reach or beyond it, so that what is within chance of the best looks like it.
     """
 
     key: str
@@ -28,6 +29,7 @@ class Measure(NamedTuple):
     better: Better = "low"
     style: Literal["number", "share", "seconds", "count"] = "number"
     least: float = 0.0
+    reach: float = 0.0
 
 
 _KNOWN = (
@@ -77,10 +79,12 @@ _KNOWN = (
     Measure(
         "c2st",
         "C2ST AUC",
-        "How well a classifier tells sampled latents from real ones: 0.5 if it can't, 1 if it always can.",
+        "How well a classifier tells sampled latents from real ones (a classifier two-sample test): 0.5 if "
+        "it can't, 1 if it always can.",
         "low",
         "share",
         0.5,
+        0.6,
     ),
     Measure(
         "copying",
@@ -104,8 +108,8 @@ _KNOWN = (
     Measure(
         "nll",
         "NLL,\u00a0nats",
-        "Negative log likelihood of held-out latents, standardised; lower is better. It does not see samples "
-        "between the clusters.",
+        "Negative log likelihood of held-out latents, standardised; lower is better. Samples that lie "
+        "between clusters hardly change it.",
     ),
     Measure("fit_seconds", "Fit,\u00a0s", "Seconds to fit.", "low", "seconds"),
     Measure("sample_seconds", "Draw,\u00a0s", "Seconds to sample and to decode.", "low", "seconds"),

@@ -12,42 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from latentfit._version import __version__
-from latentfit.arguments import check_path, told
-from latentfit.errors import DataError, OptionError
-from latentfit.persistence import atomic_path, check_folder
+from latentfit.arguments import told
+from latentfit.errors import OptionError
+from latentfit.persistence import atomic_path, check_target
 from latentfit.reporting._charts import bars, line_plot, map_panels, scatter
 from latentfit.reporting._measures import MEASURES, number
 from latentfit.reporting._model import Neighbours, Report, Row
 from latentfit.reporting._tables import compare, measures_table, paper_lines
 from latentfit.reporting._verdict import conclude
 
-__all__ = ["check_page", "render", "write_report"]
+__all__ = ["PAGES", "render", "write_report"]
 
-_SUFFIX = ".html"
-
-
-def check_page(path: str | os.PathLike[str], *inputs: str | None) -> Path:
-    """Tell, before all the work, that no page can or should be written there.
-
-    Args:
-        path: The file.
-        inputs: Files that are read; writing over one of them would lose it.
-
-    Returns:
-        The path.
-
-    Raises:
-        OptionError: No path.
-        DataError: The name is not one of a page; or the folder isn't there, a folder is in the file's place,
-            or it is one of the inputs.
-    """
-    target = check_path("path", path)
-    if target.suffix.lower() != _SUFFIX:
-        raise DataError(
-            f"Expected the name of an {_SUFFIX} file to write; got {told(str(path))}. End it in {_SUFFIX}."
-        )
-    check_folder(target, *inputs)
-    return target
+PAGES = (".html",)  # what the name of a page ends in
 
 
 def write_report(path: str | os.PathLike[str], reports: Report | Sequence[Report]) -> None:
@@ -62,7 +38,7 @@ def write_report(path: str | os.PathLike[str], reports: Report | Sequence[Report
         DataError: The name does not end in .html, or there is no such folder.
         OSError: The file can't be written.
     """
-    target = check_page(path)
+    target = check_target(path, suffixes=PAGES)
     text = render(reports)
     with atomic_path(target) as temporary:
         Path(temporary).write_text(text, encoding="utf-8")
@@ -100,6 +76,7 @@ def render(reports: Report | Sequence[Report]) -> str:
 
     page: str = environment.get_template("report.html.jinja").render(
         title=f"{len(given)} runs compared" if several else given[0].title,
+        tab="" if several or given[0].kind == "benchmark" else given[0].name,
         subtitle=", ".join(names) if several else _subtitle(given[0]),
         comparison=compare(given, names) if several else None,
         links=_links(runs, several),
@@ -151,7 +128,9 @@ def _run(report: Report, name: str, prefix: str, level: int) -> dict[str, Any]:
     """Gather what the template shows of a run."""
     exhibits = report.exhibits
     albums = _albums(report, report.rows, by_class=False)
-    real = next((n for n in exhibits.neighbours if n.row == "Real"), None)
+    # What is decoded is smoother, and by that nearer to anything, than real images are.
+    distances = {shown.row: shown.distances for shown in exhibits.neighbours if shown.distances}
+    unlearnt = "Reconstruction" if "Reconstruction" in distances else "Real"
     return {
         "report": report,
         "name": name,
@@ -175,7 +154,10 @@ def _run(report: Report, name: str, prefix: str, level: int) -> dict[str, Any]:
             {"name": shown.name, "method": shown.method, "panels": map_panels(shown)}
             for shown in exhibits.maps
         ],
-        "real_distance": statistics.median(real.distances) if real and real.distances else None,
+        "unlearnt": unlearnt,
+        "unlearnt_distance": statistics.median(distances[unlearnt])
+        if unlearnt in distances
+        else None,
         "neighbours": [_neighbour(shown) for shown in exhibits.neighbours],
         "curves": [p for p in map(line_plot, exhibits.curves) if p is not None],
         "paper": paper_lines(report),
@@ -204,6 +186,7 @@ def _albums(report: Report, rows: Sequence[Row], *, by_class: bool) -> list[dict
         if pictures:
             pictures.sort(key=lambda picture: picture.seed)
             note = "" if mean is None else f"{MEASURES[report.primary].name} {number(mean)}"
+            note = note or row.description
             albums.append({"row": row.name, "pictures": pictures, "note": note})
     return albums
 
@@ -214,7 +197,7 @@ def _neighbour(shown: Neighbours) -> dict[str, Any]:
         copies = sum(distance == 0 for distance in shown.distances)
         told = f"median distance {number(statistics.median(shown.distances))}"
         if copies:
-            told += f"; {copies} of {len(shown.distances)} are training images"
+            told += f"; {copies} of {len(shown.distances)} are images of the data"
     return {"row": shown.row, "png": shown.png, "shown": shown.shown, "told": told}
 
 

@@ -34,11 +34,12 @@ def conclude(report: Report) -> Verdict:
     best = ranked[0]
     value = best.mean(report.primary) or 0.0
     floor = report.floor_value
-    headline = f"{best.name} is {'best' if len(ranked) > 1 else 'the only sampler'}"
-    its, at = "its", ", at"
+    headline, its, at = f"{best.name} is best", "its", ", at"
     if len(ranked) > 1 and _turns(best, ranked[1], report.primary):
         headline = f"{best.name} and {ranked[1].name} are best, and too close to tell apart"
         its, at = f"{best.name}'s", f"; {best.name} is at"
+    elif len(ranked) == 1:
+        headline, at = best.name, " is at"
     tiles = [(measure.name, value_text(measure, best.values[report.primary]), best.name)]
     sentences = []
     told = value_text(measure, best.values[report.primary])
@@ -50,10 +51,14 @@ def conclude(report: Report) -> Verdict:
     elif floor:
         headline += f"{at} {_times(value / floor)} the floor."
     else:
-        headline += "."
+        headline += ", the only sampler." if len(ranked) == 1 else "."
         sentences.append(f"Its {measure.name} is {told}.")
     if floor is not None:
-        what = "the floor for any sampler of this autoencoder"
+        what = (
+            "other rows of the data"
+            if measure.least
+            else "the floor for any sampler of this autoencoder"
+        )
         that = f"that of {report.floor}, {what}, is {number(floor)}."
         sentences.append(f"Its {measure.name} is {told}; {that}")
     if floor and not measure.least:
@@ -80,7 +85,7 @@ def conclude(report: Report) -> Verdict:
         (
             "Seeds",
             str(len(report.seeds)),
-            "± is their deviation" if len(report.seeds) > 1 else "so chance is not seen",
+            "± is their deviation" if len(report.seeds) > 1 else "no deviation without a second",
         )
     )
     return Verdict(headline, sentences + _failures(failed), tiles)

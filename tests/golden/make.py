@@ -34,7 +34,10 @@ VARIANTS = {
     "vector": ("realnvp", "spline", "flow-matching", "wgan-gp", "gmm", "kde"),
     "spatial": ("flow-matching", "realnvp"),
 }
-CONDITIONS: dict[str, Any] = {"classes": 1, "vector": [0.5, -1.0]}  # that samples and densities are of
+CONDITIONS: dict[str, Any] = {
+    "classes": 1,
+    "vector": [0.5, -1.0],
+}  # that samples and densities are of
 
 
 def main() -> None:
@@ -52,7 +55,9 @@ def main() -> None:
             if path.exists():
                 continue
             rows = images if variant == "spatial" else x
-            own = {"channels": 8, "blocks": 1} if name.endswith("flow-matching-spatial") else options
+            own = (
+                {"channels": 8, "blocks": 1} if name.endswith("flow-matching-spatial") else options
+            )
             sampler = fit_latent_sampler(
                 None,
                 rows,

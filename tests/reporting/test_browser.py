@@ -150,6 +150,15 @@ def test_it_prints_on_pages(look):
     assert pdf.startswith(b"%PDF")
 
 
+def test_what_is_folded_is_read_on_paper(look):
+    page, _ = look("one")
+    shown = "[...document.querySelectorAll('details > *')].map(e => e.checkVisibility())"
+    on_screen = page.evaluate(shown)
+    page.emulate_media(media="print")
+    assert not all(on_screen)
+    assert all(page.evaluate(shown))
+
+
 @pytest.mark.parametrize("name", ["one", "several"])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing_serious(look, axe, name, scheme):

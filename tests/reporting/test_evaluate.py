@@ -54,7 +54,7 @@ def test_a_page_is_written_of_a_sampler(sampler, pca, tmp_path):
     assert shown.maps[0].real.labels.shape == (200,)
     page = (tmp_path / "page.html").read_text("utf-8")
     assert page == render(found)
-    assert "gmm is the only sampler" in page
+    assert "gmm: its C2ST AUC is" in page
     assert "best sampler" not in page
     assert "fastest" not in page
 
@@ -106,7 +106,7 @@ def test_any_dataset_will_do_and_its_labels_are_found(sampler, pca, kind):
     first = map_panels(found.exhibits.maps[0])[0]
     # Without classes real latents have the colour that the key says.
     assert ([layer for layer, _ in first.layers] == ["real"]) == without
-    assert ("Data", "200 of 400 rows, chosen at random, seed 0") in found.facts
+    assert ("Data", "200 of 400 rows (n=100), chosen at random, seed 0") in found.facts
 
 
 def test_rows_are_chosen_at_random_in_one_pass():
@@ -200,7 +200,7 @@ def test_it_is_shown_in_a_line_in_a_notebook(sampler, pca):
 def test_a_page_that_can_not_be_written_is_told_before_the_work(sampler, tmp_path):
     for path, told in (
         (tmp_path / "no" / "a.html", "Make it first"),
-        (tmp_path / "a.png", "End it"),
+        (tmp_path / "a.png", "a .html file to write; got"),
     ):
         with pytest.raises(DataError, match=told):
             sampler.report(path, None, None)
