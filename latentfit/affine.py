@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
 from typing import Self
 
@@ -11,11 +10,19 @@ import torch
 from torch import Tensor
 
 from latentfit.em import widest
-from latentfit.errors import DataError, FileFormatError, LatentsWarning
+from latentfit.errors import DataError, FileFormatError, warn_caller
 from latentfit.moments import Moments
 from latentfit.transforms import Transform
 
-__all__ = ["Identity", "Standardize", "by_piece", "check_state", "is_image", "narrowed", "rounding"]
+__all__ = [
+    "Identity",
+    "Standardize",
+    "by_piece",
+    "check_state",
+    "is_image",
+    "narrowed",
+    "rounding",
+]
 
 
 _SMALLEST = 1e-2  # mixtures widen their components to 1e-3
@@ -45,11 +52,9 @@ class Identity(Transform):
             )
         deviation = float(moments.variance.max().sqrt())
         if deviation < _SMALLEST:
-            warnings.warn(
+            warn_caller(
                 f"Expected latents that deviate by {_SMALLEST:g} or more for transform='none', as most "
-                f"methods widen their samples to 0.001; got {deviation:.3g}. Use transform='auto'.",
-                LatentsWarning,
-                stacklevel=2,
+                f"methods widen their samples to 0.001; got {deviation:.3g}. Use transform='auto'."
             )
         return self.load_state({}, moments.shape)
 

@@ -16,8 +16,12 @@ from torch.utils.data import (
     BatchSampler,
     DataLoader,
     Dataset,
+    DistributedSampler,
     IterableDataset,
+    RandomSampler,
     SequentialSampler,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
     default_collate,
 )
 
@@ -31,6 +35,7 @@ __all__ = ["Batches", "check_dense", "input_of", "labels_of", "single_samples"]
 # What a dict item's input is called in torch, transformers and datasets.
 _INPUT_KEYS = ("x", "input", "inputs", "data", "image", "images", "img", "pixel_values", "latents")
 _LABEL_KEYS = ("y", "label", "labels", "target", "targets")
+_SHUFFLING = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
 _DATASETS = "a tensor, an array, a torch Dataset or IterableDataset, a DataLoader, or an iterable of batches"
 _TO_TENSOR = (
     "Make tensors of images by torchvision's transform=ToTensor(), or arrays by np.array(image)"
@@ -128,13 +133,60 @@ class Batches:
         Raises:
             OptionError: It does.
         """
-        if self._at is None and isinstance(self._items, DataLoader):
-            sampler = type(getattr(self._items, "sampler", None)).__name__
-            if sampler in ("RandomSampler", "WeightedRandomSampler", "SubsetRandomSampler"):
+        for sampler in self._samplers():
+            if isinstance(sampler, _SHUFFLING) or getattr(sampler, "shuffle", False) is True:
                 raise OptionError(
-                    f"Expected a DataLoader in a fixed order for {purpose}; got one with a {sampler}. "
-                    "Pass shuffle=False: the fit shuffles by itself."
+                    f"Expected a DataLoader in a fixed order for {purpose}; got one with a "
+                    f"{type(sampler).__name__}. Pass shuffle=False: the fit shuffles by itself."
                 )
+
+    def check_labels_apart(self, name: str) -> None:
+        """Refuse a DataLoader in another order than the dataset's, which labels that come apart are in.
+
+        Args:
+            name: What the labels are called.
+
+        Raises:
+            OptionError: It has a sampler that may give another order.
+        """
+        for sampler in self._samplers():
+            if type(sampler) not in (SequentialSampler, BatchSampler):
+                raise OptionError(
+                    f"Expected a DataLoader in the dataset's order where {name} comes apart from it; got one "
+                    f"with a {type(sampler).__name__}. Pass shuffle=False, or a dataset whose items are "
+                    "(x, y)."
+                )
+
+    def check_undivided(self) -> None:
+        """Refuse a DataLoader that was dealt out among the processes before, as the fit does that itself.
+
+        Raises:
+            OptionError: It was.
+        """
+        loader = self._items if self._at is None else None
+        for part in (loader, *self._samplers()):
+            divided = isinstance(part, DistributedSampler) and part.num_replicas > 1
+            if divided or type(part).__module__.partition(".")[0] == "accelerate":
+                raise OptionError(
+                    "Expected the whole dataset in each process, as they deal it out among themselves; got "
+                    f"a {type(part).__name__}, which gives a process its own part. Pass the dataset, or the "
+                    "DataLoader as it was before accelerator.prepare."
+                )
+
+    def _samplers(self) -> list[Any]:
+        """What tells in which order a DataLoader reads."""
+        if self._at is not None or not isinstance(self._items, DataLoader):
+            return []
+        if isinstance(self._items.dataset, IterableDataset):
+            return []  # in its own
+        found: list[Any] = []
+        inner = [self._items.sampler, self._items.batch_sampler]
+        while inner:  # and what they are made from, as a BatchSampler is
+            sampler = inner.pop()
+            if sampler is not None:
+                found.append(sampler)
+                inner += [getattr(sampler, name, None) for name in ("sampler", "batch_sampler")]
+        return found
 
     @contextmanager
     def giving_back(self) -> Iterator[None]:

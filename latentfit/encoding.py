@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from latentfit.batches import Batches, input_of, labels_of, single_samples
-from latentfit.errors import DataError, EncoderOutputError, LatentfitError, NonFiniteError
+from latentfit.errors import (
+    DataError,
+    EncoderOutputError,
+    LatentfitError,
+    NonFiniteError,
+    OptionError,
+)
 from latentfit.models import Model
 from latentfit.parallel import SOLO, Workers
 from latentfit.progress import Bar
@@ -18,8 +26,9 @@ from latentfit.randomness import isolated_rng, reseed
 # The most rows of an item that could be one sample. (An encoder exported for batches of one size takes no row
 # more; batches of so few images are no such ones.)
 _MOST_CHANNELS, _MOST_OF_IMAGES = 64, 4
+_COMPARED = 256  # values of the first latents that processes compare
 
-__all__ = ["Encoding", "check_finite", "device_of", "encode"]
+__all__ = ["Encoding", "check_alike", "check_finite", "device_of", "digest_of", "encode"]
 
 
 def encode(
@@ -57,15 +66,22 @@ def encode(
     """
     batches = Batches(dataset, batch_size)
     if workers.count > 1:
+        batches.check_undivided()
         batches.check_order("several processes")
     encoding = Encoding(encoder, may_be_samples=batches.may_be_samples)
     parts: list[tuple[int, Tensor, Tensor | None]] = []
     device = device_of(encoder, dataset)
     with isolated_rng(seed, device), batches.giving_back(), Bar(encoding.verb, progress) as bar:
-        for index, item in batches.select(workers.owns, lambda i: reseed(seed, i, device)):
+        # All look at the first batch, to be sure that they have the same.
+        wanted: Callable[[int], bool] = lambda i: i == 0 or workers.owns(i)  # noqa: E731
+        for index, item in batches.select(wanted, lambda i: reseed(seed, i, device)):
             bar.show(index, batches.total)
-            latents = encoding.latents(index, input_of(item), is_copy=batches.are_copies)
-            if len(latents):
+            inputs = input_of(item)
+            digest = digest_of(inputs) if index == 0 and workers.count > 1 else ""
+            latents = encoding.latents(index, inputs, is_copy=batches.are_copies)
+            if digest:
+                check_alike(workers, digest, latents)
+            if len(latents) and workers.owns(index):
                 own = labels_of(item, len(latents)) if labels else None
                 parts.append((index, latents, own))
         bar.show(batches.total or len(parts), batches.total)
@@ -80,6 +96,48 @@ def encode(
     if workers.count > 1 or not encoding.is_finite:
         check_finite(whole, "latents", encoding.remedy)
     return whole, joined([own for _, _, own in parts if own is not None]) if labels else None
+
+
+def digest_of(*tensors: Tensor | None) -> str:
+    """Hash tensors, those that are there, to 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        if tensor is not None:
+            digest.update(f"{tensor.dtype} {tuple(tensor.shape)} ".encode())
+            plain = tensor.detach().cpu().contiguous()
+            digest.update(plain.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def check_alike(workers: Workers, digest: str, latents: Tensor) -> None:
+    """Check that all processes have the same dataset and the same encoder, by the first batch.
+
+    Args:
+        workers: The processes.
+        digest: Of this one's inputs.
+        latents: What its encoder made of them (n, ...).
+
+    Raises:
+        DataError: Another dataset, in whichever process.
+        OptionError: Another encoder.
+    """
+    some = latents.detach().float().reshape(-1)[:_COMPARED]
+    mine = (digest, tuple(latents.shape), some.nan_to_num().tolist())
+    first, *others = workers.gather([mine])
+    for rank, (data, shape, values) in enumerate(others, 1):
+        if data != first[0]:
+            raise DataError(
+                "Expected the same dataset in all processes, which deal it out among themselves; the first "
+                f"batch of the process of rank {rank} differs from that of the first."
+            )
+        ours, theirs = torch.tensor(first[2]), torch.tensor(values)
+        # Other devices may round otherwise.
+        if shape != first[1] or bool(((ours - theirs).abs() > 0.05 * ours.abs().amax()).any()):
+            raise OptionError(
+                "Expected the same encoder in all processes; that of the process of rank "
+                f"{rank} makes other latents of the first batch than that of the first. Load the same "
+                "weights in each, or seed them alike."
+            )
 
 
 class Encoding:

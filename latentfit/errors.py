@@ -26,6 +26,8 @@ and the warning that it gives::
 
 from __future__ import annotations
 
+import inspect
+import warnings
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -56,7 +58,7 @@ class LatentfitError(Exception):
 
 
 class LatentsWarning(UserWarning):
-    """Latents are such that a fit to them is of little use, or a decoder makes NaN of them.
+    """Latents of which a fit, or a decoder, makes little, or of which nobody sees whether they still hold.
 
     ``latentfit.diagnose`` tells more of latents.
     """
@@ -128,3 +130,11 @@ class PluginLoadError(LatentfitError, ImportError):
 
 class PluginVersionError(PluginLoadError):
     """An installed plugin was written for another major version of the plugin API."""
+
+
+def warn_caller(message: str) -> None:
+    """Warn of latents, with the line of the user's that led here: the last outside of latentfit and torch."""
+    level, frame = 1, inspect.currentframe()
+    while frame and frame.f_globals.get("__name__", "").partition(".")[0] in ("latentfit", "torch"):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, LatentsWarning, stacklevel=level)

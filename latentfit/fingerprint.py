@@ -10,10 +10,13 @@ import dis
 import functools
 import hashlib
 import inspect
+import io
 import re
 import struct
 import sys
 import types
+import warnings
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +24,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from latentfit.errors import OptionError, warn_caller
 
 __all__ = ["fingerprint", "globals_read"]
 
@@ -29,6 +35,9 @@ _BOUND = types.MethodType | types.BuiltinFunctionType | types.MethodWrapperType
 _OWN = {*vars(nn.Module()), "training"}  # attributes that torch gives every module
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks")
 _NUMBERS = nn.Module | Tensor | np.ndarray
+# Where the code was found, and a hash that tells of it, too.
+_NOT_OF_SCRIPTS = (".debug_pkl", "serialization_id")
+_MANGLED = re.compile(rb"\.?_{2,3}torch_mangle_\d+")  # as many classes as the process had so far
 _ADDRESS = re.compile(r"0x[0-9a-fA-F]+")
 
 
@@ -41,22 +50,32 @@ def fingerprint(*parts: Any, covered: dict[int, nn.Module] | None = None) -> str
       and bytes of each parameter and buffer, wherever it lies; each submodule's attributes, but lists, dicts
       and other objects only where the name does not begin with an underscore, as that of a cache does, or
       where they hold modules; and its forward hooks.
+    - A module of TorchScript: what torch.jit.save would write, code and constants with it.
     - A function: its name, bytecode and constants; what it closes over and its defaults; and the globals that
-      it reads, functions of its own module among them. (A newer Python may compile it otherwise.)
+      it reads, other functions, and what it reads of imported modules, among them; but of Python and of
+      installed packages the name only. (A newer Python may compile it otherwise.)
     - Other objects: the class's name, and the state that pickle would keep: for scikit-learn the parameters
-      and all that was fitted. What pickle can't keep counts by its class only.
+      and all that was fitted. What pickle can't keep counts by its class only, and is warned of.
     - The class of a module or an object: its attributes, and the globals that its methods read, by the same
       rules; but for classes of Python and of installed packages.
 
-    Not seen are a change in the code of a class or of another module's function.
+    Not seen is a change in the code of a class.
 
     Args:
         *parts: The objects.
         covered: Takes the modules that counted, by their id.
+
+    Warns:
+        LatentsWarning: Some object counts by its class only.
     """
-    walk = _Walk(hashlib.sha256(), {} if covered is None else covered)
+    walk = _Walk(hashlib.sha256(), {} if covered is None else covered, set())
     for part in parts:
         walk.add(part)
+    if walk.opaque:
+        warn_caller(
+            f"Expected an encoder of which a change can be seen; it holds {', '.join(sorted(walk.opaque))}, "
+            "which pickle can't keep, and whose content nobody can tell. Delete the store when that changes."
+        )
     digest: str = walk.hash.hexdigest()
     return digest
 
@@ -64,8 +83,9 @@ def fingerprint(*parts: Any, covered: dict[int, nn.Module] | None = None) -> str
 class _Walk:
     """A walk that hashes a function, module or other object once, and later mentions of it as such."""
 
-    def __init__(self, digest: Any, covered: dict[int, nn.Module]) -> None:
+    def __init__(self, digest: Any, covered: dict[int, nn.Module], opaque: set[str]) -> None:
         self.hash, self._covered = digest, covered
+        self.opaque = opaque  # classes of objects that count by these only
         # Number and object by id; objects are kept, so that no temporary one leaves its id to another.
         self._seen: dict[int, tuple[int, Any]] = {}
         self._classes: set[type] = set()
@@ -117,16 +137,23 @@ class _Walk:
         elif isinstance(value, functools.partial):
             self._put("partial", "")
             self._add_all((value.func, value.args, value.keywords))
+        elif isinstance(value, torch.jit.ScriptModule):
+            self._add_script(value)
         elif isinstance(value, nn.Module):
             self._add_module(value)
         else:
             self._put("object", _name(type(value)))
-            self._add_all(_state(value))
+            state = _state(value)
+            package = type(value).__module__.partition(".")[0]
+            # Locks, generators, streams and the like say nothing of what is computed.
+            if state is None and package not in (*sys.stdlib_module_names, "torch"):
+                self.opaque.add(_name(type(value)))
+            self._add_all(state or ())
             self._add_class(type(value))
 
     def _alone(self, value: Any) -> str:
         """Hash an object by itself, but for what has been seen; one that is too deep, by its class only."""
-        walk = _Walk(hashlib.sha256(), self._covered)
+        walk = _Walk(hashlib.sha256(), self._covered, self.opaque)
         walk._seen, walk._classes = dict(self._seen), set(self._classes)
         try:
             walk.add(value)
@@ -178,11 +205,31 @@ class _Walk:
                     self._put("attribute", f"{name}.{key}")
                     self._put("value", self._alone(value))
 
+    def _add_script(self, module: torch.jit.ScriptModule) -> None:
+        self._covered.update((id(part), part) for part in module.modules())
+        content = io.BytesIO()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it is on its way out
+            torch.jit.save(module, content)
+        with zipfile.ZipFile(content) as archive:
+            for name in sorted(archive.namelist()):
+                if name.endswith(_NOT_OF_SCRIPTS):
+                    continue
+                for part in (name.partition("/")[2].encode(), archive.read(name)):
+                    self._put("part", _MANGLED.sub(b"", part))
+
     def _add_tensor(self, tensor: Tensor) -> None:
+        if is_lazy(tensor):
+            raise OptionError(
+                "Expected an encoder that has its weights, for store=; got one with a lazy module, which "
+                "makes them when it is first called. Call it with a batch first."
+            )
         tensor = tensor.detach()
         self._put("tensor", f"{tuple(tensor.shape)} {tensor.dtype}")
         if tensor.is_meta:
             return
+        if tensor.is_quantized:
+            tensor = tensor.dequantize()
         if tensor.layout != torch.strided:
             tensor = tensor.to_dense()
         raw = tensor.resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
@@ -207,7 +254,8 @@ def _is_plain(value: Any) -> bool:
     if isinstance(value, tuple):
         return all(map(_is_plain, value))
     return value is None or isinstance(
-        value, bool | int | float | complex | str | Tensor | np.ndarray | torch.dtype
+        value,
+        bool | int | float | complex | str | Tensor | np.ndarray | torch.dtype | torch.ScriptObject,
     )
 
 
@@ -227,7 +275,7 @@ def globals_read(code: types.CodeType) -> Iterator[str]:
 
 
 def _captured(function: types.FunctionType) -> Iterator[Any]:
-    """What a function closes over, and the globals that it reads; another module's functions by name."""
+    """What a function closes over, and the globals that it reads; installed functions by name."""
     for cell in function.__closure__ or ():
         try:
             yield cell.cell_contents
@@ -235,8 +283,27 @@ def _captured(function: types.FunctionType) -> Iterator[Any]:
             yield None
     for name in dict.fromkeys(globals_read(function.__code__)):
         value = function.__globals__.get(name)
-        foreign = getattr(value, "__globals__", function.__globals__) is not function.__globals__
-        yield _name(value) if inspect.isfunction(value) and foreign else value
+        if isinstance(value, types.ModuleType) and not _is_installed(
+            value.__name__.partition(".")[0]
+        ):
+            yield _read_of(value, function.__code__)
+        elif inspect.isfunction(value) and _is_installed(
+            (value.__module__ or "").partition(".")[0]
+        ):
+            yield _name(value)
+        else:
+            yield value
+
+
+def _read_of(module: types.ModuleType, code: types.CodeType) -> dict[str, Any]:
+    """What a function may read of a module that it names."""
+    return {name: vars(module)[name] for name in _attributes_read(code) if name in vars(module)}
+
+
+def _attributes_read(code: types.CodeType) -> set[str]:
+    """The names that stand in a function's code, also in its comprehensions and lambdas."""
+    inner = (constant for constant in code.co_consts if isinstance(constant, types.CodeType))
+    return set(code.co_names).union(*map(_attributes_read, inner))
 
 
 @functools.cache
@@ -283,12 +350,14 @@ def _function_of(member: Any) -> types.FunctionType | None:
     return inspect.unwrap(member) if isinstance(member, types.FunctionType) else None
 
 
-def _state(value: Any) -> tuple[Any, ...]:
-    """What pickle would keep of an object: how it is made again, with what, and its state."""
+def _state(value: Any) -> tuple[Any, ...] | None:
+    """What pickle would keep of an object, None if nothing: how it is made, with what, and its state."""
+    if isinstance(value, torch.ScriptObject):  # packed weights of a quantised layer
+        return (value.__getstate__(),)
     try:
         reduced = value.__reduce_ex__(4)
     except Exception:  # an object may refuse in any way that it likes
-        return ()
+        return None
     if isinstance(reduced, str):
         return (reduced,)
     made, arguments, state, *items = (*reduced, None)[:5]

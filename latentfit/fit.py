@@ -12,6 +12,7 @@ from torch import Tensor
 
 from latentfit.arguments import check_flag, check_number, check_path, check_whole, told
 from latentfit.auto import AutoOptions, fit_best, load_candidates, load_method
+from latentfit.batches import Batches
 from latentfit.choosing import check_transform
 from latentfit.condition import as_labels, kind_of
 from latentfit.diagnosis import warn_about
@@ -23,7 +24,7 @@ from latentfit.options import Interval, resolve_options
 from latentfit.outputs import Choice
 from latentfit.parallel import Workers, workers_of
 from latentfit.preparing import in_memory
-from latentfit.randomness import check_seed, in_turn
+from latentfit.randomness import check_seed, in_turn, without_autocast
 from latentfit.registry import sampler_distribution
 from latentfit.sampler import LatentSampler, resolve_device
 from latentfit.store import LatentStore
@@ -184,6 +185,8 @@ def fit_latent_sampler(
         checkpoint=None if keeps is None else _made(keeps, workers),
     )
 
+    if given is not None and not isinstance(dataset, LatentStore):
+        Batches(dataset, batch_size).check_labels_apart("condition=")
     latents, labels = _encoded(model, dataset, plan, store, from_dataset)
     if given is not None:
         labels = as_labels(given, len(latents), name="condition")
@@ -267,7 +270,10 @@ def _encoded(
             "progress": plan.progress,
             "workers": plan.workers,
         }
-        with model.evaluating() if model else in_turn():
+        with (
+            without_autocast(device_of(model, dataset)),
+            model.evaluating() if model else in_turn(),
+        ):
             if store is None:
                 return encode(model, dataset, **settings)
             filled = fill_store(store, model, dataset, **settings)

@@ -18,10 +18,10 @@ from latentfit.checkpoint import Checkpoint, checkpoint_path
 from latentfit.choosing import CUSTOM, fit_transform, needs_covariance
 from latentfit.condition import Condition, fit_condition, kind_of
 from latentfit.custom import ROWS, check_transform_object
-from latentfit.errors import DataError, DivergenceError, OptionError
+from latentfit.errors import DataError, DivergenceError, OptionError, warn_caller
 from latentfit.loading import build_plugin
 from latentfit.models import Model
-from latentfit.moments import measure
+from latentfit.moments import Moments, measure
 from latentfit.options import resolve_options
 from latentfit.parallel import SOLO, Workers
 from latentfit.preparing import Prepared, prepare, shape_of
@@ -35,6 +35,8 @@ from latentfit.training import Run, plain
 from latentfit.transforms import Transform
 
 __all__ = ["Plan", "check_condition", "fit_class", "fitted_transform"]
+
+_DROWNED = 2e-3  # of the scale: as narrow as that, a dimension gets noticeably wider
 
 
 @dataclass(frozen=True)
@@ -198,9 +200,29 @@ def fitted_transform(
     else:
         moments = latents.moments(covariance=covariance)
     name, mapping = fit_transform(plan.transform, cls, moments)
+    if (
+        name in ("scale", "none")
+        and mapping.dim == int(moments.varies.sum())
+        and plan.workers.is_first
+    ):
+        _warn_of_drowned(moments, name)
     if isinstance(plan.transform, Transform):
         check_transform_object(mapping, plan.transform, _some(latents), moments, plan.device)
     return name, mapping
+
+
+def _warn_of_drowned(moments: Moments, name: str) -> None:
+    """Warn of a dimension that is next to nothing on the one scale that all have under a transform."""
+    deviation = torch.where(moments.varies, moments.variance.sqrt(), torch.inf)
+    whole = float(moments.variance.mean().sqrt())
+    if not float(deviation.min()) < _DROWNED * whole:
+        return
+    warn_caller(
+        f"Expected dimensions that deviate by at least a {1 / _DROWNED:.0f}th of all dimensions' root mean "
+        f"square, {whole:.3g}, for transform={name!r}, as most methods widen their samples to a thousandth "
+        f"of that; dimension {int(deviation.argmin())} deviates by {float(deviation.min()):.3g}, and will "
+        "be drawn too wide. If it matters, use transform='standardize'; latentfit.diagnose tells more."
+    )
 
 
 def _some(latents: Tensor | LatentStore) -> Tensor:

@@ -10,14 +10,15 @@ import types
 import warnings
 import weakref
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from latentfit.arguments import told
-from latentfit.errors import EncoderOutputError, LatentfitError, LatentsWarning, OptionError
+from latentfit.errors import EncoderOutputError, LatentfitError, OptionError, warn_caller
 from latentfit.fingerprint import fingerprint, globals_read
 from latentfit.outputs import Choice, check_choice, single_tensor
 from latentfit.randomness import in_turn
@@ -263,17 +264,12 @@ def rows_with_nan(decoded: Tensor) -> int:
 
 
 def warn_of_nan(bad: int, rows: int) -> None:
-    """Warn that a decoder made NaN of some rows, if it did; the line shown is the user's."""
+    """Warn that a decoder made NaN of some rows, if it did."""
     if not bad:
         return
-    level, frame = 1, inspect.currentframe()
-    while frame is not None and frame.f_globals.get("__name__", "").split(".")[0] == "latentfit":
-        level, frame = level + 1, frame.f_back
-    warnings.warn(
+    warn_caller(
         f"Expected numbers from the decoder; {bad} of {rows} rows hold NaN. If it runs in half "
-        "precision, run it in float32.",
-        LatentsWarning,
-        stacklevel=level,
+        "precision, run it in float32."
     )
 
 
@@ -305,19 +301,52 @@ def _adapt(role: str, model: Any, torch_method: str, sklearn_method: str, **how:
 
 
 def _evaluate(module: nn.Module, known: _Known, stack: ExitStack) -> None:
-    """Put a module and its parts in eval mode; ``stack`` gives those that are left their own mode back."""
+    """Put a module and its parts in eval mode; ``stack`` gives those that are left their own back.
+
+    That is their mode, and their buffers, which a forward may write over or replace.
+    """
     for part in module.modules():
         if id(part) not in known:
             known[id(part)] = part
-            stack.callback(_set_mode, weakref.ref(part), part.training)
+            # What torch.jit.freeze has made has no mode.
+            stack.callback(_set_mode, weakref.ref(part), getattr(part, "training", None))
+            if not isinstance(part, torch.jit.ScriptModule):
+                stack.callback(_set_buffers, weakref.ref(part), _buffers_of(part))
             _unmask(part, stack)
-    module.eval()
+    # What torch.export has made refuses to be put in a mode, and is in that of its export.
+    with suppress(AttributeError, NotImplementedError):
+        module.eval()
 
 
-def _set_mode(module: weakref.ref[nn.Module], training: bool) -> None:
+def _set_mode(module: weakref.ref[nn.Module], training: bool | None) -> None:
     found = module()
-    if found is not None:
+    if found is not None and training is not None and found.training != training:
         found.training = training
+
+
+def _buffers_of(module: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
+    """A module's own buffers, each with a copy of what is in it; but for those that hold nothing yet."""
+    return {
+        name: (buffer, buffer.detach().clone())
+        for name, buffer in module._buffers.items()
+        if buffer is not None and not is_lazy(buffer) and not buffer.is_meta
+    }
+
+
+@torch.no_grad()
+def _set_buffers(module: weakref.ref[nn.Module], buffers: dict[str, tuple[Tensor, Tensor]]) -> None:
+    found = module()
+    if found is None:
+        return
+    for name, (buffer, content) in buffers.items():
+        if name not in found._buffers:  # given away meanwhile
+            continue
+        if torch.equal(buffer, content):
+            found._buffers[name] = buffer
+        elif buffer.is_inference():  # which can't be written to any more
+            found._buffers[name] = content
+        else:
+            found._buffers[name] = buffer.copy_(content)
 
 
 def _has_state(module: nn.Module) -> bool:

@@ -6,6 +6,7 @@ import os
 import random
 import secrets
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from numbers import Integral
@@ -26,6 +27,7 @@ __all__ = [
     "plugin_defaults",
     "reseed",
     "restore_global_states",
+    "without_autocast",
 ]
 
 
@@ -52,12 +54,23 @@ def in_turn() -> Iterator[None]:
 
 @contextmanager
 def importing() -> Iterator[None]:
-    """Keep Python's random state while libraries are imported: one of scikit-learn's draws in passing."""
-    state = random.getstate()
+    """Keep what is everybody's while libraries are imported, or import others in passing.
+
+    That is Python's random state, from which scikit-learn draws, and the environment and the filters of
+    warnings, which PyTorch's compiler sets.
+    """
+    state, environment, filters = random.getstate(), dict(os.environ), warnings.filters[:]
     try:
         yield
     finally:
         random.setstate(state)
+        if os.environ != environment:
+            for name in os.environ.keys() - environment.keys():
+                del os.environ[name]
+            os.environ.update(environment)
+        if warnings.filters != filters:
+            warnings.filters[:] = filters  # type: ignore[index]
+            warnings._filters_mutated()  # type: ignore[attr-defined]
 
 
 @contextmanager
@@ -141,13 +154,20 @@ def plugin_defaults(device: torch.device) -> Iterator[None]:
     """
     with in_turn():
         foreign = torch.get_default_device().type not in ("cpu", device.type)
-        kinds = filter(torch.amp.is_autocast_available, {"cpu", device.type})
-        halved = [kind for kind in kinds if torch.is_autocast_enabled(kind)]
         torch.set_default_dtype(torch.float32)  # the turn's end gives the caller's back
-        with device if foreign else nullcontext(), ExitStack() as stack:
-            for kind in halved:
-                stack.enter_context(torch.autocast(kind, enabled=False))
+        with device if foreign else nullcontext(), without_autocast(device):
             yield
+
+
+@contextmanager
+def without_autocast(device: torch.device) -> Iterator[None]:
+    """Let no autocast of the caller's change the precision of what runs on a device."""
+    kinds = filter(torch.amp.is_autocast_available, {"cpu", device.type})
+    halved = [kind for kind in kinds if torch.is_autocast_enabled(kind)]
+    with ExitStack() as stack:
+        for kind in halved:
+            stack.enter_context(torch.autocast(kind, enabled=False))
+        yield
 
 
 def check_seed(seed: Any) -> int:

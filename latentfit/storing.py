@@ -21,7 +21,7 @@ from torch import Tensor
 from latentfit._version import __version__
 from latentfit.arguments import check_path, reason
 from latentfit.batches import Batches, input_of, labels_of
-from latentfit.encoding import Encoding, check_finite, device_of, joined
+from latentfit.encoding import Encoding, check_alike, check_finite, device_of, digest_of, joined
 from latentfit.errors import DataError, FileFormatError, OptionError
 from latentfit.models import Model
 from latentfit.parallel import SOLO, Workers
@@ -85,6 +85,8 @@ def fill_store(
         OSError: The folder can't be written.
     """
     batches = Batches(dataset, batch_size)
+    if workers.count > 1:
+        batches.check_undivided()
     batches.check_order("store=")
     folder, device = _folder_of(path), device_of(encoder, dataset)
     fingerprint = "latents" if encoder is None else encoder.fingerprint()
@@ -105,10 +107,17 @@ def fill_store(
         ):
             filling = _Filling(folder, fingerprint, encoding, labels, hashing)
             for index, item in batches.select(
-                lambda i: workers.owns(i // each), lambda i: reseed(seed, i, device)
+                # All look at the first batch, to be sure that they have the same.
+                lambda i: i == 0 or workers.owns(i // each),
+                lambda i: reseed(seed, i, device),
             ):
                 bar.show(index, batches.total)
-                filling.add(index, index // each, item)
+                if index == 0 and workers.count > 1:
+                    inputs = input_of(item)
+                    check_alike(workers, digest_of(inputs), encoding.latents(index, inputs))
+                    reseed(seed, index, device)  # as it was, for whose batch it is
+                if workers.owns(index // each):
+                    filling.add(index, index // each, item)
             filling.finish()
             bar.show(batches.total or filling.seen, batches.total)
         entries = sorted(workers.gather(filling.entries), key=lambda entry: entry["number"])
@@ -122,6 +131,7 @@ class _Filling:
     """The files of a store that one process writes, one after the other."""
 
     _agree: bool  # whether all batches of the file so far are those that it was made of
+    _aligned: bool  # whether they have as many rows as those
     _sizes: list[int]  # rows of the file's batches
 
     def __init__(
@@ -142,10 +152,13 @@ class _Filling:
         inputs = input_of(item)
         n = 0 if inputs.ndim == 0 else len(inputs)
         labels = self._labels(item, n)
-        digest = self._hashing.submit(_digest, inputs, labels)  # while the encoder works
+        digest = self._hashing.submit(digest_of, inputs, labels)  # while the encoder works
         place, start = len(self._hashes), sum(self._sizes)
-        self._agree = self._agree and self._known[place : place + 1] == [(digest.result(), n)]
-        if self._agree:
+        known, rows = self._known[place] if place < len(self._known) else ("", -1)
+        is_kept = self._aligned and (known, rows) == (digest.result(), n)
+        self._aligned = self._aligned and rows == n
+        self._agree = self._agree and is_kept
+        if is_kept:
             self._latents.append((start, start + n))
         else:
             latents = self.encoding.latents(index, inputs)  # of a copy: the inputs are being read
@@ -205,7 +218,7 @@ class _Filling:
         self._latents: list[Tensor | tuple[int, int]] = []
         self._label_parts: list[Tensor | None] = []
         self._known = _known(self._file)
-        self._agree = bool(self._known)
+        self._agree = self._aligned = bool(self._known)
 
     def _part(self, part: Tensor | tuple[int, int]) -> Tensor:
         if isinstance(part, Tensor):
@@ -240,16 +253,6 @@ def _known(file: Path) -> list[tuple[str, int]]:
     except (SafetensorError, OSError, KeyError, TypeError, ValueError):
         return []
     return known if rows == sum(n for _, n in known) else []
-
-
-def _digest(inputs: Tensor, labels: Tensor | None) -> str:
-    digest = hashlib.sha256()
-    for tensor in (inputs, labels):
-        if tensor is not None:
-            digest.update(f"{tensor.dtype} {tuple(tensor.shape)} ".encode())
-            plain = tensor.detach().cpu().contiguous()
-            digest.update(plain.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 @contextmanager
@@ -294,6 +297,13 @@ def _clear(folder: Path) -> None:
 
 def _check_folder(folder: Path) -> None:
     """Refuse a folder with other people's files, or with a store that a newer latentfit has made."""
+    if (folder / os.pardir / INDEX).is_file() and any(
+        _OWN.fullmatch(name) for name in os.listdir(folder / os.pardir)
+    ):
+        raise OptionError(
+            "Expected store as a folder outside of other stores, which hold nothing but latents; "
+            f"{str(folder)!r} is in one."
+        )
     names = sorted(os.listdir(folder))
     others = [n for n in names if n not in (INDEX, MOMENTS, _LOCK) and not _OWN.fullmatch(n)]
     index = folder / INDEX

@@ -34,7 +34,7 @@ from latentfit.errors import DivergenceError
 from latentfit.minibatches import Batches, TensorBatches
 from latentfit.options import Interval
 from latentfit.parallel import SOLO, Workers
-from latentfit.randomness import global_states, restore_global_states
+from latentfit.randomness import global_states, importing, restore_global_states
 from latentfit.rows import Rows
 
 __all__ = ["ParameterAverage", "Run", "adam", "check_training", "train"]
@@ -468,4 +468,5 @@ def adam(
 ) -> torch.optim.Adam:
     """Make an Adam optimiser, fused where the parameters' device has that."""
     fused = all(p.device.type in ("cpu", "cuda") for p in parameters)
-    return torch.optim.Adam(parameters, lr=learning_rate, betas=betas, fused=fused)
+    with importing():  # the first optimiser of a process brings torch's compiler
+        return torch.optim.Adam(parameters, lr=learning_rate, betas=betas, fused=fused)

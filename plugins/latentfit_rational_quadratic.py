@@ -150,9 +150,7 @@ def _backwards(bin_: _Bin) -> tuple[Tensor, Tensor]:
 def _find(x: Tensor, table: Tensor, bound: float, scale: float, *, of_outputs: bool) -> _Bin:
     """Find the bins that inputs (m,), or outputs, fall into, by parameters (3 bins - 1, m)."""
     bins = (len(table) + 1) // 3
-    sizes = table[: 2 * bins].unflatten(0, (2, bins)) * scale
-    shares = (sizes - sizes.detach().amax(1, keepdim=True)).exp()
-    shares = shares / shares.sum(1, keepdim=True)
+    shares = (table[: 2 * bins].unflatten(0, (2, bins)) * scale).softmax(1)
     least = torch.arange(1, bins, dtype=x.dtype, device=x.device)[:, None] * (2 * bound * LEAST)
     inner = (least - bound) + shares[:, :-1].cumsum(1) * (2 * bound * (1 - LEAST * bins))
     end = x.new_full((2, 1, len(x)), bound)

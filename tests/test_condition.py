@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, TensorDataset
 
 from latentfit import LatentSampler, fit_latent_sampler, load_sampler
 from latentfit.condition import Classes, Vector, as_labels, fit_condition
@@ -16,6 +16,7 @@ from latentfit.errors import DataError, FileFormatError, OptionError
 from latentfit.fitting import Plan, fit_class
 from latentfit.plugin import Run, Sampler
 from latentfit.preparing import split
+from latentfit.reporting import evaluate
 
 N = 600
 CLASSES = torch.tensor([-7, 3, 40])  # not 0, 1, 2
@@ -366,3 +367,23 @@ def test_every_class_has_a_row_to_learn_from(validation: float) -> None:
         assert sorted(torch.cat((training, held_out)).tolist()) == list(range(len(labels)))
         assert set(labels[training].tolist()) == {0, 1, 2, 3}
         assert len(held_out) == min(round(validation * 53), 49)
+
+
+@pytest.mark.parametrize("kind", ["shuffle", "batches", "own"])
+def test_labels_that_come_apart_need_the_datasets_order(kind: str) -> None:
+    x, y = torch.randn(200, 4), torch.arange(200) % 2
+    data = TensorDataset(x, y)
+    order = RandomSampler(data)
+    loader: Any = {
+        "shuffle": lambda: DataLoader(data, batch_size=50, shuffle=True),
+        "batches": lambda: DataLoader(data, batch_sampler=BatchSampler(order, 50, False)),
+        "own": lambda: DataLoader(data, batch_size=50, sampler=torch.randperm(200).tolist()),
+    }[kind]()
+    with pytest.raises(OptionError, match="in the dataset's order where condition= comes apart"):
+        fit_latent_sampler(lambda v: v, loader, method="gaussian", condition=y)
+    sampler = fit_latent_sampler(lambda v: v, loader, method="gmm", condition="labels")
+    assert sampler.sample(3, condition=1).shape == (3, 4)
+    with pytest.raises(OptionError, match="where labels= comes apart"):
+        evaluate({"a": sampler}, lambda v: v, loader, labels=y, n=20)
+    ordered = DataLoader(data, batch_size=50)
+    assert fit_latent_sampler(lambda v: v, ordered, method="gmm", condition=y).info["n"] == 180

@@ -2,10 +2,14 @@
 
 import copy
 import functools
+import importlib
 import io
 import math
 import pickle
+import sys
+import threading
 import types
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +22,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from torch import Tensor, nn
 
+from latentfit.errors import LatentsWarning
 from latentfit.fingerprint import fingerprint
 from latentfit.models import encoder_of
 
@@ -330,7 +335,98 @@ def test_what_pickle_refuses_counts_by_its_class() -> None:
         def encode(self, x: Tensor) -> Tensor:
             return x
 
-    assert of(Unpicklable()) == of(Unpicklable())
+    with pytest.warns(
+        LatentsWarning, match="it holds .*Unpicklable, which pickle can't keep"
+    ) as told:
+        one = of(Unpicklable())
+    assert told[0].filename == __file__
+    with pytest.warns(LatentsWarning):
+        assert of(Unpicklable()) == one
+
+
+def test_locks_and_generators_are_not_warned_of(recwarn) -> None:
+    lock, generator = threading.Lock(), torch.Generator()
+    of(lambda x: (x, lock, generator))
+    assert not list(recwarn)
+
+
+class Scripted(nn.Module):
+    factor: float
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.linear = nn.Linear(2, 2)
+        nn.init.ones_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x) * self.factor
+
+
+def quiet_script(module: nn.Module, *, freeze: bool) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        scripted = torch.jit.script(module.eval())
+        return torch.jit.freeze(scripted) if freeze else scripted
+
+
+@pytest.mark.parametrize("freeze", [False, True])
+def test_scripts_count_with_their_constants_and_weights(freeze: bool) -> None:
+    one, same, other, shifted = (Scripted(f) for f in (2.0, 2.0, 3.0, 2.0))
+    with torch.no_grad():
+        shifted.linear.bias += 1
+    one, same, other, shifted = (
+        of(quiet_script(m, freeze=freeze)) for m in (one, same, other, shifted)
+    )
+    assert one == same
+    assert len({one, other, shifted}) == 3
+
+
+@pytest.mark.filterwarnings("ignore")  # quantisation is on its way out of torch
+def test_quantised_weights_count() -> None:
+    def quantised(seed: int) -> Any:
+        torch.manual_seed(seed)
+        return torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(4, 2)), {nn.Linear})
+
+    assert of(quantised(0)) == of(quantised(0))
+    assert of(quantised(0)) != of(quantised(1))
+
+
+USERS = """
+import torch
+W = torch.ones(4)
+class Holder: pass
+holder = Holder()
+holder.scale = 2.0
+def encode(x):
+    return x * W
+"""
+users: Any = None  # is there in the test
+READERS = {
+    "a tensor of the module": lambda x: users.W * x,
+    "an object of the module": lambda x: users.holder.scale * x,
+    "a function of the module": lambda x: users.encode(x),
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_what_is_read_of_an_imported_module_counts(reader, tmp_path, monkeypatch) -> None:
+    (tmp_path / "users_module.py").write_text(USERS)
+    monkeypatch.syspath_prepend(tmp_path)
+    users = importlib.import_module("users_module")
+    monkeypatch.setitem(globals(), "users", users)
+    encode = READERS[reader]
+    before = of(encode)
+    assert of(encode) == before
+    users.unread = 3  # what it does not name
+    assert of(encode) == before
+    if "object" in reader:
+        users.holder.scale = 3.0
+    else:
+        users.W[0] = 2
+    assert of(encode) != before
+    sys.modules.pop("users_module")
 
 
 def test_objects_that_are_deep_or_lead_back_count_by_their_class(network: Network) -> None:

@@ -3,6 +3,7 @@
 import copy
 import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -358,3 +359,62 @@ def test_info_tells_what_made_the_latents(autocast: Any) -> None:
     told = {"class": "torch.nn.modules.linear.Linear", "output": None, "autocast": "bfloat16"}
     assert sampler.info["encoder"] == told
     assert fit_latent_sampler(None, X, method="gaussian").info["encoder"] is None
+
+
+class Counting(nn.Module):
+    """Writes over one buffer, puts another in the place of a second, and turns a part to training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.norm = nn.Linear(4, 2), nn.BatchNorm1d(2)
+        self.register_buffer("calls", torch.zeros(()))
+        self.register_buffer("average", torch.zeros(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.norm.train()
+        z: Tensor = self.norm(self.linear(x))
+        self.calls += 1
+        self.average = 0.9 * self.average + 0.1 * z.mean(0)
+        return z
+
+
+def test_buffers_that_an_encoder_writes_are_given_back() -> None:
+    encoder = Counting()
+    before = {name: (value, value.clone()) for name, value in encoder.named_buffers()}
+    fit_latent_sampler(encoder, torch.randn(100, 4), batch_size=20, method="gaussian")
+    after = dict(encoder.named_buffers())
+    for name, (buffer, content) in before.items():
+        assert after[name] is buffer
+        assert torch.equal(buffer, content)
+    encoder.average.zero_()  # no tensor of inference mode is left
+
+
+def test_an_autocast_of_the_callers_does_not_change_the_latents() -> None:
+    encoder, x = nn.Linear(4, 2), torch.randn(100, 4)
+    one = fit_latent_sampler(encoder, x, method="gaussian")
+    with torch.autocast("cpu", torch.bfloat16):
+        other = fit_latent_sampler(encoder, x, method="gaussian")
+    assert torch.equal(one.sample(5, seed=0), other.sample(5, seed=0))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("kind", ["exported", "frozen", "traced and frozen"])
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_forms_without_a_mode_are_taken(kind: str, wrapped: bool, tmp_path: Path) -> None:
+    x = torch.randn(100, 4)
+    network, back = nn.Sequential(nn.Linear(4, 2)).eval(), nn.Sequential(nn.Linear(2, 4)).eval()
+    if kind == "exported":
+        rows = torch.export.Dim("rows", min=1, max=1000)
+        exported = torch.export.export(network, (x,), dynamic_shapes={"input": {0: rows}})
+        form: Any = exported.module()
+    elif kind == "frozen":
+        form, back = (torch.jit.freeze(torch.jit.script(m)) for m in (network, back))
+    else:
+        form, back = torch.jit.freeze(torch.jit.trace(network, x)), torch.jit.script(back)
+    encoder = (lambda batch: form(batch)) if wrapped else form
+    sampler = fit_latent_sampler(
+        encoder, x, decoder=back, method="gaussian", store=tmp_path / "store"
+    )
+    plain = fit_latent_sampler(network, x, method="gaussian")
+    torch.testing.assert_close(sampler.sample(5, seed=0), plain.sample(5, seed=0))
+    assert sampler.generate(3).shape == (3, 4)

@@ -308,3 +308,15 @@ def test_python_without_asserts_gives_the_same(
     assert plain == optimised
     assert len(plain) > 6
     assert not [v for v in plain if isinstance(v, float) and not np.isfinite(v)]
+
+
+@pytest.mark.parametrize("transform", ["scale", "none"])
+def test_a_dimension_that_one_scale_drowns_is_warned_of(transform: str) -> None:
+    x = torch.randn(500, 2) * torch.tensor([1.0, 5000.0])
+    with pytest.warns(
+        LatentsWarning, match="dimension 0 deviates by .*transform='standardize'"
+    ) as told:
+        fit_latent_sampler(None, x, method="gaussian", transform=transform)
+    assert told[0].filename == __file__
+    drawn = fit_latent_sampler(None, x, method="gaussian").sample(2000, seed=0)  # by its own choice
+    assert float(drawn[:, 0].std() / x[:, 0].std()) == pytest.approx(1, abs=0.1)

@@ -160,6 +160,32 @@ def test_a_changed_row_is_encoded_and_little_else(row: int, tmp_path: Path) -> N
     assert torch.equal(whole(store), encode(encoder_of(Counting()), changed, batch_size=512)[0])
 
 
+def test_a_batch_that_changed_is_encoded_alone(tmp_path: Path) -> None:
+    x, encoder = X.clone(), Counting()
+    fill(tmp_path / "store", encoder, x)
+    x[10] += 1  # in the first of several batches of a file
+    again = Counting()
+    again.load_state_dict(encoder.state_dict())
+    store = fill(tmp_path / "store", again, x)
+    assert again.seen == 512
+    assert torch.allclose(whole(store), again.linear(x), atol=1e-6)
+
+
+def test_a_store_in_a_store_is_refused(tmp_path: Path) -> None:
+    fill(tmp_path / "store", None, X)
+    with pytest.raises(OptionError, match="outside of other stores"):
+        fill(tmp_path / "store" / "inner", None, X)
+    assert len(LatentStore(tmp_path / "store")) == N
+
+
+def test_an_encoder_without_its_weights_yet_is_refused(tmp_path: Path) -> None:
+    lazy = nn.LazyLinear(3)
+    with pytest.raises(OptionError, match="a lazy module, .* Call it with a batch first"):
+        fill(tmp_path / "store", lazy, X)
+    lazy(X[:2])
+    assert len(fill(tmp_path / "store", lazy, X)) == N
+
+
 def test_changed_labels_are_seen(tmp_path: Path) -> None:
     fill(tmp_path / "store", Counting())
     labels = Y.clone()

@@ -16,7 +16,7 @@ from latentfit.condition import as_labels
 from latentfit.encoding import Encoding, check_finite, device_of
 from latentfit.errors import DataError
 from latentfit.models import Model
-from latentfit.randomness import isolated_rng
+from latentfit.randomness import isolated_rng, without_autocast
 
 __all__ = ["Subset", "random_subset"]
 
@@ -61,6 +61,8 @@ def random_subset(
     heap: list[tuple[float, int, Tensor, Tensor | None]] = []
     total = 0
     batches = Batches(dataset, _BATCH)
+    if labels is not None:
+        batches.check_labels_apart("labels=")
     device = device_of(encoder, dataset)
     with isolated_rng(seed, device), batches.giving_back():
         for _, item in batches.select():
@@ -83,7 +85,7 @@ def random_subset(
             raise DataError(f"Expected a dataset of one shape; got rows of {sorted(shapes)[:4]}.")
         rows = torch.stack([entry[2] for entry in chosen])
         encoding = Encoding(encoder)
-        with nullcontext() if encoder is None else encoder.evaluating():
+        with without_autocast(device), nullcontext() if encoder is None else encoder.evaluating():
             parts = [encoding.latents(i, part) for i, part in enumerate(rows.split(_BATCH))]
     latents = torch.cat(parts)
     check_finite(latents, "latents", encoding.remedy)
