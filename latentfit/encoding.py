@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -72,9 +71,10 @@ def encode(
     parts: list[tuple[int, Tensor, Tensor | None]] = []
     device = device_of(encoder, dataset)
     with isolated_rng(seed, device), batches.giving_back(), Bar(encoding.verb, progress) as bar:
-        # All look at the first batch, to be sure that they have the same.
-        wanted: Callable[[int], bool] = lambda i: i == 0 or workers.owns(i)  # noqa: E731
-        for index, item in batches.select(wanted, lambda i: reseed(seed, i, device)):
+        for index, item in batches.select(
+            lambda i: i == 0 or workers.owns(i),  # all look at the first, to be sure it is the same
+            lambda i: reseed(seed, i, device),
+        ):
             bar.show(index, batches.total)
             inputs = input_of(item)
             digest = digest_of(inputs) if index == 0 and workers.count > 1 else ""

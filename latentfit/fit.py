@@ -90,7 +90,7 @@ def fit_latent_sampler(
         seed: A whole number; None for a new one.
         progress: Whether to show progress on stderr; None means on a terminal.
         max_seconds: Ends the training after so many seconds, with the schedule annealed in time; encoding
-            does not count.
+            does not count, nor does the transform, which takes half a minute of 4,096 dimensions.
         store: A folder that keeps the latents: what an encoder made of the same data is not encoded again,
             a run that was ended goes on where it was, and latents beyond memory are read as they are needed.
         checkpoint: A folder that keeps what is done of the fit, written every minute. The same call finds it
