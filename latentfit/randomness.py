@@ -8,7 +8,7 @@ import secrets
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from numbers import Integral
 from typing import Any
 
@@ -33,6 +33,7 @@ __all__ = [
 
 _ODD = 0x9E3779B97F4A7C15  # the golden ratio's digits, as in splitmix64
 _OTHER = 0xBF58476D1CE4E5B9  # splitmix64's multiplier
+_COMPILER_CACHE = "TORCHINDUCTOR_CACHE_DIR"
 _turns: dict[int, threading.RLock] = {}  # by process: a fork's child has a lock that nobody holds
 
 
@@ -66,7 +67,10 @@ def importing() -> Iterator[None]:
         random.setstate(state)
         if os.environ != environment:
             for name in os.environ.keys() - environment.keys():
-                del os.environ[name]
+                made = os.environ.pop(name)
+                if name == _COMPILER_CACHE:  # which it makes when it is imported
+                    with suppress(OSError):  # it is used
+                        os.rmdir(made)
             os.environ.update(environment)
         if warnings.filters != filters:
             warnings.filters[:] = filters  # type: ignore[index]

@@ -261,6 +261,8 @@ def test_auto_tells_what_it_chose_and_why():
 
 
 @pytest.mark.slow
+# On a slow machine its few seconds are up before a method has begun.
+@pytest.mark.filterwarnings("default::latentfit.errors.LatentsWarning")
 def test_auto_is_run_and_the_table_is_called_after_its_choice(tmp_path):
     result = bench("--quick", "--systems", "auto,Resample", "--out", tmp_path)
     assert result.exit_code == 0, result.output

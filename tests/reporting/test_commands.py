@@ -118,7 +118,7 @@ def test_images_are_written_as_a_grid(here, capsys):
             1,
             "Expected images",
         ),
-        (("evaluate", "gmm.safetensors", *MODEL, "--out", "x.npy"), 1, ".html"),
+        (("evaluate", "gmm.safetensors", *MODEL, "--out", "y.npy"), 1, ".html"),
         (("evaluate", "gmm.safetensors", *MODEL, "--out", "no/x.html"), 1, "no"),
         (("evaluate", "gmm.safetensors", "--data", "x.npy"), 1, "Expected latents of shape"),
         (("evaluate", "gmm.safetensors", "--data", "x.npy"), 1, "--encoder"),
