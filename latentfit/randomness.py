@@ -60,9 +60,10 @@ def importing() -> Iterator[None]:
     That is Python's random state, from which scikit-learn draws, and the environment and the filters of
     warnings, which PyTorch's compiler sets.
     """
-    state, environment, filters = random.getstate(), dict(os.environ), warnings.filters[:]
+    state, environment = random.getstate(), dict(os.environ)
     try:
-        yield
+        with warnings.catch_warnings():
+            yield
     finally:
         random.setstate(state)
         if os.environ != environment:
@@ -72,9 +73,6 @@ def importing() -> Iterator[None]:
                     with suppress(OSError):  # it is used
                         os.rmdir(made)
             os.environ.update(environment)
-        if warnings.filters != filters:
-            warnings.filters[:] = filters  # type: ignore[index]
-            warnings._filters_mutated()  # type: ignore[attr-defined]
 
 
 @contextmanager
