@@ -56,13 +56,15 @@ def main() -> None:
                 continue
             rows = images if variant == "spatial" else x
             own = (
-                {"channels": 8, "blocks": 1} if name.endswith("flow-matching-spatial") else options
+                {"network": "conv", "channels": 8, "blocks": 1}
+                if name.endswith("flow-matching-spatial")
+                else options
             )
             sampler = fit_latent_sampler(
                 None,
                 rows,
                 method=method,
-                transform=TRANSFORMS[number % 4],
+                transform="standardize" if variant == "spatial" else TRANSFORMS[number % 4],
                 condition=labels.get(variant or ""),
                 progress=False,
                 **own,
